@@ -1,0 +1,48 @@
+# `make demo` and `make test` need nothing but python3 and make: each builds .venv when it is missing or the pins changed.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo up test test-all chaos check lint types contracts format clean
+
+demo: .venv/ready
+	$(BIN)/farm demo
+
+up: .venv/ready
+	$(BIN)/farm up
+
+test: .venv/ready
+	$(BIN)/pytest -m "not slow"
+
+test-all: .venv/ready
+	$(BIN)/pytest
+
+chaos: .venv/ready
+	$(BIN)/python -m tests.chaos --kills 100
+
+check: lint types contracts test
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+contracts: .venv/ready
+	$(BIN)/lint-imports
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/ready: pyproject.toml constraints.txt
+	@echo "Building .venv (a few minutes the first time: PyTorch is large)"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Farm needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .farm demo-out

@@ -1,0 +1,128 @@
+"""The life of a job: its states, the legal moves between them, and who pays for a failure. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    WAITING = "waiting"  # for the job it edits
+    QUEUED = "queued"
+    LEASED = "leased"
+    PUBLISHED = "published"
+    HELD = "held"  # an artifact waits for a person
+    APPROVED = "approved"  # decided, undo still open, signature to come
+    REJECTED = "rejected"  # a person said no
+    BLOCKED = "blocked"  # the gate said no: a judgement about content
+    FAILED = "failed"  # an error, with its cause
+    CANCELLED = "cancelled"
+    UNLISTED = "unlisted"  # published once, withdrawn by a rescan
+
+
+S = State
+TRANSITIONS: dict[State, frozenset[State]] = {
+    S.WAITING: frozenset({S.QUEUED, S.CANCELLED}),
+    S.QUEUED: frozenset({S.LEASED, S.CANCELLED}),
+    S.LEASED: frozenset({S.QUEUED, S.PUBLISHED, S.HELD, S.BLOCKED, S.FAILED, S.CANCELLED}),
+    S.HELD: frozenset({S.APPROVED, S.REJECTED}),
+    S.APPROVED: frozenset({S.PUBLISHED, S.HELD}),
+    S.REJECTED: frozenset({S.HELD}),
+    S.BLOCKED: frozenset({S.HELD}),
+    S.FAILED: frozenset({S.QUEUED}),
+    S.PUBLISHED: frozenset({S.HELD, S.UNLISTED}),
+    S.CANCELLED: frozenset(),
+    S.UNLISTED: frozenset(),
+}
+UNSETTLED = frozenset({S.WAITING, S.QUEUED, S.LEASED, S.APPROVED})
+SETTLED = frozenset(State) - UNSETTLED
+# What becomes of the child of a job in this state: it goes on, waits, or is cancelled naming its parent.
+RELEASES_CHILD = frozenset({S.PUBLISHED})
+CANCELS_CHILD = frozenset({S.REJECTED, S.BLOCKED, S.FAILED, S.CANCELLED, S.UNLISTED})
+
+
+def may_move(old: State, new: State) -> bool:
+    return new in TRANSITIONS[old]
+
+
+class Payer(StrEnum):
+    JOB = "job"  # counts against the job: three of its own and it has failed
+    GANG = "gang"  # counts against the gang; a job that fails on three different gangs is poison
+    ENVIRONMENT = "environment"  # nobody's fault: the job waits and says why
+
+
+class Cause(StrEnum):
+    BAD_INPUT = "bad_input"
+    RENDER_ERROR = "render_error"
+    GATE_ERROR = "gate_error"
+    SIGN_REFUSED = "sign_refused"
+    UNVERIFIED = "unverified"
+    NOT_FINITE = "not_finite"
+    OUT_OF_MEMORY = "out_of_memory"
+    GANG_DIED = "gang_died"
+    GANG_HUNG = "gang_hung"
+    LEASE_LOST = "lease_lost"
+    RAY_GONE = "ray_gone"
+    GATE_DOWN = "gate_down"
+    SIGNER_DOWN = "signer_down"
+    TIMESTAMP_DOWN = "timestamp_down"
+    STORE_FULL = "store_full"
+    STORE_DOWN = "store_down"
+    DATABASE_DOWN = "database_down"
+    WEIGHTS_MISSING = "weights_missing"
+
+
+# The one table of who pays (law 9).
+CAUSES: dict[Cause, Payer] = {
+    Cause.BAD_INPUT: Payer.JOB,
+    Cause.RENDER_ERROR: Payer.JOB,
+    Cause.GATE_ERROR: Payer.JOB,
+    Cause.SIGN_REFUSED: Payer.JOB,
+    Cause.UNVERIFIED: Payer.JOB,
+    Cause.NOT_FINITE: Payer.GANG,
+    Cause.OUT_OF_MEMORY: Payer.GANG,
+    Cause.GANG_DIED: Payer.GANG,
+    Cause.GANG_HUNG: Payer.GANG,
+    Cause.LEASE_LOST: Payer.ENVIRONMENT,
+    Cause.RAY_GONE: Payer.ENVIRONMENT,
+    Cause.GATE_DOWN: Payer.ENVIRONMENT,
+    Cause.SIGNER_DOWN: Payer.ENVIRONMENT,
+    Cause.TIMESTAMP_DOWN: Payer.ENVIRONMENT,
+    Cause.STORE_FULL: Payer.ENVIRONMENT,
+    Cause.STORE_DOWN: Payer.ENVIRONMENT,
+    Cause.DATABASE_DOWN: Payer.ENVIRONMENT,
+    Cause.WEIGHTS_MISSING: Payer.ENVIRONMENT,
+}
+MAX_OWN_FAULTS = 3
+MAX_GANGS = 3
+
+
+def has_failed(faults: list[tuple[Cause, str | None]]) -> bool:
+    """Given every (cause, gang) a job has met: is it failed for good, or does it go back to the queue?"""
+    own = sum(CAUSES[cause] is Payer.JOB for cause, _ in faults)
+    gangs = {gang for cause, gang in faults if CAUSES[cause] is Payer.GANG}
+    return own >= MAX_OWN_FAULTS or len(gangs) >= MAX_GANGS
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What one job asks for; immutable once accepted."""
+
+    model: str
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    format: str = "png"
+    edit: bool = False
+
+    @property
+    def shape_key(self) -> str:
+        """Jobs with one shape key may run together."""
+        mode = "edit" if self.edit else "text"
+        return f"{self.model}/{self.width}x{self.height}/{self.steps}/{self.guidance:g}/{mode}"
+
+
+FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}

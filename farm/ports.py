@@ -1,0 +1,181 @@
+"""What the farm needs of a renderer, a gate, a signer, a verifier and a store, and the values that cross between them.
+
+A port reports trouble by raising (or returning, for one of a group) a `Fault` whose cause says who pays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from farm.errors import Fault
+from farm.job import Spec
+
+
+class Outcome(StrEnum):
+    ALLOW = "allow"
+    REVIEW = "review"
+    BLOCK = "block"
+
+
+class Stage(StrEnum):
+    PROMPT = "prompt"
+    INPUT = "input"
+    FRAME = "frame"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """RGB pixels, eight bits, rows from the top."""
+
+    width: int
+    height: int
+    pixels: bytes = field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of size and pixels: two frames are the same only if both agree."""
+        digest = hashlib.sha256(f"RGB {self.width}x{self.height}\n".encode())
+        digest.update(self.pixels)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate said of one prompt or one frame, named by its hash."""
+
+    stage: Stage
+    subject: str  # SHA-256: of the prompt's UTF-8, or Frame.sha256
+    outcome: Outcome
+    policy: str  # the policy's content hash
+    encoder: str  # the encoder's fingerprint; "" where none was asked
+    concept: str | None = None
+    margin: float | None = None
+    probability: float | None = None
+    view: str | None = None  # which part of the frame scored highest
+    reason: str = ""  # words for the submitter
+    embedding: bytes | None = field(default=None, repr=False)  # float16, one row a view
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One attempt of one job. Every change it makes is guarded by job, attempt and owner."""
+
+    job_id: int
+    attempt: int
+    owner: str
+    project_id: str
+    batch_id: int
+    spec: Spec
+    parent_job_id: int | None = None
+    upload_id: str | None = None
+    reference_key: str | None = None  # store key of the picture it edits: the parent's artifact, or the upload
+    reference_mime: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RenderRequest:
+    job_id: int
+    attempt: int
+    spec: Spec
+    reference: Frame | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    frame: Frame
+    gang: str
+    weights: str  # SHA-256 over the weights that drew it
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    data: bytes = field(repr=False)
+    mime: str
+    manifest_sha256: str
+    label: str  # the manifest's own label
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """The verifier's one word and why: Trusted, Valid, Invalid, SuspectAncestor, NoManifest, Unreadable."""
+
+    verdict: str
+    sentence: str
+    codes: tuple[str, ...] = ()
+    manifest_sha256: str | None = None
+
+
+class Renderer(Protocol):
+    def render(self, requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
+        """All of one shape key; one answer for each, in order. Raises Fault if the group as a whole failed."""
+        ...
+
+
+class Gate(Protocol):
+    def judge_prompts(self, prompts: Sequence[str]) -> list[Verdict | Fault]: ...
+
+    def judge_frames(self, frames: Sequence[Frame], stage: Stage) -> list[Verdict | Fault]:
+        """Fails closed: whatever is not a verdict is a Fault, never an allowing answer."""
+        ...
+
+
+class Signer(Protocol):
+    def sign(self, lease: Lease, frame: Frame) -> Signed:
+        """Rebuilds the claim from the job's records; refuses pixels that have no committed verdict."""
+        ...
+
+    def sign_audit_head(self, seq: int, sha256: str) -> str:
+        """A detached signature (base64) over the head of the audit chain."""
+        ...
+
+
+class Verifier(Protocol):
+    def verify(self, data: bytes, mime: str) -> Provenance: ...
+
+
+class Store(Protocol):
+    """Content-addressed: the key is the SHA-256 of the bytes. Writing twice is writing once."""
+
+    def put(self, data: bytes) -> str: ...
+
+    def get(self, key: str) -> bytes: ...
+
+    def has(self, key: str) -> bool: ...
+
+    def delete(self, key: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    name: str
+    url: str
+    asks_filter_or_review: bool
+    commercial_use: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """One model of the catalogue: what it may be asked for, and under which licence."""
+
+    name: str
+    title: str
+    licence: Licence
+    edits: bool
+    steps: int
+    max_steps: int
+    guidance: float
+    max_guidance: float
+    min_side: int
+    max_side: int
+    min_pixels: int
+    max_pixels: int
+    side: int  # the default width and height
+    max_prompt: int  # characters
+    grid: int = 16
+    rendered: bool = True  # False: known by name, not rendered yet
+    files: tuple[str, ...] = ()
