@@ -2,8 +2,8 @@
 
 B batch, L tokens (text first, then image), C width, K (query, key, value), H heads, D head size.
 Head counts are read from the tensors, never from the configuration, so that a block whose linears hold a
-shard of the heads still works; every exchange between tokens passes through `Attend`, the one module that a plan
-for sequence parallelism replaces.
+shard of the heads still works; every exchange between tokens passes through `Attend`, the one module that a
+sequence-parallel plan replaces.
 """
 
 from typing import NamedTuple
@@ -108,9 +108,7 @@ class DoubleBlock(nn.Module):
         self.txt_mlp = mlp(config)
         self.attend = Attend()
 
-    def forward(
-        self, img_BLC: Tensor, txt_BLC: Tensor, vec_BC: Tensor, turn: Rotation
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, img_BLC: Tensor, txt_BLC: Tensor, vec_BC: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
         img_turn, img_mlp_turn = self.img_mod(vec_BC)
         txt_turn, txt_mlp_turn = self.txt_mod(vec_BC)
         img_qkv = self.img_attn.project(modulate(img_BLC, img_turn))

@@ -1,0 +1,209 @@
+"""From jobs to pixels: encode the words and the reference, denoise, decode.
+
+B jobs, C channels, H rows, W columns, L image tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from actors.flux import latents, sampler
+from actors.flux.model import Flux
+from actors.flux.sampler import Condition, Progress, SavedLatent
+from actors.flux.vae import AutoEncoder
+
+Pixels = NDArray[np.uint8]
+Size = tuple[int, int]  # width, height
+Encode = Callable[[list[str], int], tuple[Tensor, Tensor]]
+
+TALL: tuple[Size, ...] = (
+    (672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248), (880, 1184), (944, 1104),
+)  # fmt: skip
+KONTEXT_SIZES: tuple[Size, ...] = (*TALL, (1024, 1024), *((height, width) for width, height in reversed(TALL)))
+"""What Kontext was trained on: a reference is resized to the one nearest in aspect ratio."""
+
+
+class NotFinite(ArithmeticError):
+    """The model gave NaN or infinity: no picture may be made of it."""
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    reference: Image.Image | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, bool]:
+        return self.width, self.height, self.steps, self.reference is not None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The batch after one step. Its pictures cost nothing until someone asks for them."""
+
+    progress: Progress
+    draw: Callable[[Tensor], list[Pixels]] = field(repr=False)
+
+    def pictures(self) -> list[Pixels]:
+        """One small picture per job, a pixel per latent, of what the step was heading for."""
+        return self.draw(self.progress.clean_BLC)
+
+    def saved(self) -> SavedLatent:
+        return self.progress.saved()
+
+
+class Renderer:
+    def __init__(
+        self,
+        flux: Flux,
+        vae: AutoEncoder,
+        text: Encode,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        *,
+        shift: bool = True,
+        max_text: int = 512,
+        kontext_sizes: tuple[Size, ...] | None = None,
+        tile_above: int = 1_400_000,
+    ) -> None:
+        """`kontext_sizes` None resizes a reference to its job's own size; pictures of more pixels than `tile_above`
+        are decoded in tiles."""
+        self.flux, self.vae, self.text = flux, vae, text
+        self.device, self.dtype = torch.device(device), dtype
+        self.shift, self.max_text, self.kontext_sizes, self.tile_above = shift, max_text, kontext_sizes, tile_above
+
+    def render(
+        self,
+        jobs: Sequence[RenderJob],
+        on_step: Callable[[int, int, Preview], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        resume: SavedLatent | None = None,
+    ) -> list[Pixels]:
+        """Pictures of H x W x 3 bytes, one for each job; the jobs share one shape."""
+        if len({(job.shape, self.reference_size(job)) for job in jobs}) != 1:
+            raise ValueError("jobs rendered together must share width, height, steps and the reference's size")
+        latent_BLC = self.denoise(jobs, self.condition(jobs), on_step, cancelled, resume)
+        return self.decode(latent_BLC, jobs[0].width, jobs[0].height)
+
+    @torch.no_grad()
+    def condition(self, jobs: Sequence[RenderJob]) -> Condition:
+        txt_BTD, y_BV = (t.to(self.device, self.dtype) for t in self.text([j.prompt for j in jobs], self.max_text))
+        rows, columns = latents.latent_size(jobs[0].height, jobs[0].width, self.vae.config.compression)
+        ids = latents.image_ids(torch.empty(len(jobs), 0, rows, columns, device=self.device))
+        references = [self.encode_reference(j.reference, self.reference_size(j)) for j in jobs if j.reference]
+        reference = None
+        if references:
+            latent_BCHW = torch.cat(references)
+            ids = torch.cat((ids, latents.image_ids(latent_BCHW, axis0=1)), dim=1)
+            reference = latents.pack(latent_BCHW)
+        return Condition(txt_BTD, latents.text_ids(txt_BTD), y_BV, ids, self.guidance(jobs), reference)
+
+    def guidance(self, jobs: Sequence[RenderJob]) -> Tensor | None:
+        if not self.flux.config.guidance_embed:
+            return None
+        return torch.tensor([job.guidance for job in jobs], dtype=torch.float32, device=self.device)
+
+    def encode_reference(self, reference: Image.Image, size: Size) -> Tensor:
+        picture = reference.resize(size, Image.Resampling.LANCZOS)
+        return self.vae.encode(latents.to_tensor(picture).to(self.device, self.vae_dtype))
+
+    def reference_size(self, job: RenderJob) -> Size:
+        """Jobs rendered together must agree on this too."""
+        if self.kontext_sizes is None or job.reference is None:
+            rows, columns = latents.latent_size(job.height, job.width, self.vae.config.compression)
+            return columns * self.vae.config.compression, rows * self.vae.config.compression
+        ratio = job.reference.width / job.reference.height
+        return min(self.kontext_sizes, key=lambda size: abs(ratio - size[0] / size[1]))
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        jobs: Sequence[RenderJob],
+        condition: Condition,
+        on_step: Callable[[int, int, Preview], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        resume: SavedLatent | None = None,
+    ) -> Tensor:
+        job = jobs[0]
+        noise_BLC = latents.pack(torch.cat([self.noise(job) for job in jobs]))
+        times = sampler.schedule(job.steps, noise_BLC.shape[1], self.shift)
+        start = SavedLatent(0, job.steps, noise_BLC) if resume is None else fitting(resume, noise_BLC, job.steps)
+        draw = partial(self.draw, width=job.width, height=job.height)
+
+        def seen(progress: Progress) -> None:
+            if on_step is not None:
+                on_step(progress.step, progress.total, Preview(progress, draw))
+
+        latent_BLC = sampler.euler(
+            partial(sampler.velocity, self.flux, condition),
+            start.latent_BLC.to(self.device),
+            times,
+            start=start.step,
+            on_step=seen,
+            cancelled=cancelled,
+        )
+        return finite(latent_BLC, "latent")
+
+    def noise(self, job: RenderJob) -> Tensor:
+        config = self.vae.config
+        return latents.draw_noise(job.seed, job.height, job.width, config.z_channels, config.compression)
+
+    @torch.no_grad()
+    def decode(self, latent_BLC: Tensor, width: int, height: int) -> list[Pixels]:
+        """One picture at a time: memory is that of one, and a batch decodes to what its members do alone."""
+        grid = latents.unpack(latent_BLC, height, width, self.vae.config.compression).to(self.vae_dtype)
+        decode = self.vae.decode_tiled if width * height > self.tile_above else self.vae.decode
+        pictures = (finite(decode(latent), "picture") for latent in torch.split(grid, 1))
+        # Sizes that are no multiple of a patch were rounded up; the job gets what it asked for.
+        return [latents.to_pixels(rgb)[0, :height, :width].numpy() for rgb in pictures]
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
+
+    @torch.no_grad()
+    def draw(self, clean_BLC: Tensor, width: int, height: int) -> list[Pixels]:
+        latent_BCHW = latents.unpack(clean_BLC, height, width, self.vae.config.compression)
+        weight_3C, bias_3 = self.colours
+        rgb_B3HW = torch.einsum("bchw,rc->brhw", latent_BCHW.float(), weight_3C) + bias_3[:, None, None]
+        return list(latents.to_pixels(rgb_B3HW).numpy())
+
+    @cached_property
+    def colours(self) -> tuple[Tensor, Tensor]:
+        """The linear map from latent to colour that fits this autoencoder best, found once on coloured squares."""
+        side = self.vae.config.compression
+        squares = torch.rand(16, 3, 8, 8, generator=torch.Generator("cpu").manual_seed(0)) * 2 - 1
+        rgb = squares.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+        latent = self.vae.encode(rgb.to(self.device, self.vae_dtype)).float().cpu()
+        rows = latent.transpose(0, 1).flatten(1).T
+        design = torch.cat((rows, torch.ones(len(rows), 1)), dim=1)
+        # Ridge keeps the map sane for latent channels that carry no colour.
+        gram = design.T @ design + 1e-3 * len(rows) * torch.eye(design.shape[1])
+        solution = torch.linalg.solve(gram, design.T @ squares.transpose(0, 1).flatten(1).T).to(self.device)
+        return solution[:-1].T, solution[-1]
+
+
+def finite(values: Tensor, what: str) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise NotFinite(f"the {what} has NaN or infinite values: the weights or the precision do not fit the model")
+    return values
+
+
+def fitting(saved: SavedLatent, like_BLC: Tensor, steps: int) -> SavedLatent:
+    if saved.total != steps or saved.latent_BLC.shape != like_BLC.shape:
+        raise ValueError(
+            f"the saved latent is of {saved.total} steps and shape {tuple(saved.latent_BLC.shape)}; "
+            f"these jobs have {steps} steps and shape {tuple(like_BLC.shape)}"
+        )
+    return saved
