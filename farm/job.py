@@ -125,4 +125,11 @@ class Spec:
         return f"{self.model}/{self.width}x{self.height}/{self.steps}/{self.guidance:g}/{mode}"
 
 
+def megapixel_steps(shape_key: str) -> float:
+    """How much denoising one job of this shape asks for."""
+    _, size, steps, *_ = shape_key.split("/")
+    width, height = size.split("x")
+    return int(width) * int(height) * int(steps) / 1e6
+
+
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}

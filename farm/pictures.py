@@ -1,0 +1,87 @@
+"""Encoded pictures in, RGB frames out. Files of strangers are opened in a limited child; our own in this process.
+
+Whatever the file holds becomes 8-bit RGB: turned upright by its EXIF, transparency laid on white,
+CMYK and 16 bits converted.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+from PIL import Image, ImageOps
+
+from farm import child
+from farm.job import FORMATS
+from farm.ports import Frame
+
+ACCEPTED = [name.upper() for name in FORMATS]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    mime: str
+    width: int
+    height: int
+
+
+def inspect(data: bytes, max_pixels: int) -> Picture:
+    """Decode a stranger's file whole, in a child, and say what it is. BadInput if it is not a picture we take."""
+    return Picture(**json.loads(child.run("farm.pictures", ["inspect", str(max_pixels)], data)))
+
+
+def decode_stranger(data: bytes, max_pixels: int) -> Frame:
+    answer = child.run("farm.pictures", ["decode", str(max_pixels)], data)
+    head, _, pixels = answer.partition(b"\n")
+    width, height = json.loads(head)
+    return Frame(width, height, pixels)
+
+
+def decode_own(data: bytes) -> Frame:
+    with Image.open(io.BytesIO(data), formats=ACCEPTED) as image:
+        return to_frame(image)
+
+
+def to_frame(image: Image.Image) -> Frame:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith(("I", "F")):  # 16-bit grey: keep its upper eight bits
+        upright = upright.convert("I").point(lambda value: value / 256).convert("L")
+    if upright.has_transparency_data:
+        layer = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    rgb = upright.convert("RGB")
+    return Frame(rgb.width, rgb.height, rgb.tobytes())
+
+
+def _open_limited(data: bytes, max_pixels: int) -> Image.Image:
+    Image.MAX_IMAGE_PIXELS = None  # our own limit below, checked before a pixel is decoded
+    try:
+        image = Image.open(io.BytesIO(data), formats=ACCEPTED)
+    except (OSError, ValueError, SyntaxError):
+        child.refuse("this is not a PNG, JPEG or WebP picture", "send one of these formats")
+    if image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height}"
+        child.refuse(f"the picture has {size} pixels, more than {max_pixels:,}", "send a smaller picture")
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        child.refuse(f"the picture does not decode: {error}", "is the file whole? save it again")
+    return image
+
+
+def main(argv: list[str]) -> None:
+    child.limit()
+    image = _open_limited(sys.stdin.buffer.read(), int(argv[1]))
+    if argv[0] == "inspect":
+        mime = FORMATS[str(image.format).lower()]
+        upright = ImageOps.exif_transpose(image)
+        print(json.dumps(asdict(Picture(mime, upright.width, upright.height))))
+        return
+    frame = to_frame(image)
+    sys.stdout.buffer.write(json.dumps([frame.width, frame.height]).encode() + b"\n" + frame.pixels)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,176 @@
+"""One group of leases of one shape key, from prompt to publication.
+
+Each step takes those still alive and returns those that go on. The others have left through the queue: blocked by a
+verdict, sent back or failed by a fault, or superseded because their lease was lost, in which case nothing of them is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from farm.errors import FarmError, Fault
+from farm.job import Cause
+from farm.job_queue import Finished, JobQueue
+from farm.pictures import decode_own, decode_stranger
+from farm.ports import (
+    Frame,
+    Gate,
+    Lease,
+    Outcome,
+    Rendered,
+    Renderer,
+    RenderRequest,
+    Signer,
+    Stage,
+    Store,
+    Verdict,
+    Verifier,
+)
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    queue: JobQueue
+    renderer: Renderer
+    gate: Gate
+    signer: Signer
+    verifier: Verifier
+    store: Store
+    retry_s: float = 5.0
+    max_pixels_in: int = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A frame whose verdict is committed and allows a signature."""
+
+    lease: Lease
+    frame: Frame
+    verdict_id: int
+    outcome: Outcome
+
+
+@dataclass(slots=True)
+class Group:
+    """Carries one group through the steps; `faults` is what the dispatcher learns from."""
+
+    ports: Ports
+    cancelled: Callable[[], bool] = lambda: False
+    faults: list[Fault] = field(default_factory=list)
+
+    def run(self, leases: Sequence[Lease]) -> None:
+        judged = self.judge_prompts(leases)
+        requests = [request for lease in judged if (request := self.fetch_reference(lease)) is not None]
+        rendered = self.render(requests)
+        passed = self.judge_frames(rendered)
+        finished = [done for item in passed if (done := self.sign_and_store(item)) is not None]
+        if finished:
+            self.ports.queue.publish(finished)
+
+    def judge_prompts(self, leases: Sequence[Lease]) -> list[Lease]:
+        """Before any GPU time is spent."""
+        prompts = [lease.spec.prompt for lease in leases]
+        verdicts = self.ask(leases, lambda: self.ports.gate.judge_prompts(prompts))
+        return [lease for lease, *_ in self.commit(verdicts)]
+
+    def fetch_reference(self, lease: Lease) -> tuple[Lease, RenderRequest] | None:
+        """The picture an edit starts from. A stranger's is judged like any frame; ours was judged when it was made."""
+        frame = None
+        if lease.reference_key is not None:
+            try:
+                data = self.ports.store.get(lease.reference_key)
+                stranger = lease.upload_id is not None
+                frame = decode_stranger(data, self.ports.max_pixels_in) if stranger else decode_own(data)
+            except FarmError as error:
+                self.fault(lease, error if isinstance(error, Fault) else Fault(Cause.BAD_INPUT, str(error)))
+                return None
+        if frame is not None and lease.upload_id is not None and not self.judge_input(lease, frame):
+            return None
+        return lease, RenderRequest(lease.job_id, lease.attempt, lease.spec, frame)
+
+    def judge_input(self, lease: Lease, frame: Frame) -> bool:
+        verdicts = self.ask([lease], lambda: self.ports.gate.judge_frames([frame], Stage.INPUT))
+        return bool(self.commit(verdicts))
+
+    def render(self, ready: Sequence[tuple[Lease, RenderRequest]]) -> list[tuple[Lease, Rendered]]:
+        requests = [request for _, request in ready]
+        leases = [lease for lease, _ in ready]
+        return self.ask(leases, lambda: self.ports.renderer.render(requests, self.cancelled))
+
+    def judge_frames(self, rendered: Sequence[tuple[Lease, Rendered]]) -> list[Passed]:
+        """The first fenced transaction: the verdict on this very frame. What it blocks ends here."""
+        frames = {lease.job_id: drawn.frame for lease, drawn in rendered}
+        leases = [lease for lease, _ in rendered]
+        verdicts = self.ask(
+            leases, lambda: self.ports.gate.judge_frames([drawn.frame for _, drawn in rendered], Stage.FRAME)
+        )
+        drawn_by = rendered[0][1] if rendered else None
+        gang, weights = (drawn_by.gang, drawn_by.weights) if drawn_by else ("", "")
+        return [
+            Passed(lease, frames[lease.job_id], verdict_id, verdict.outcome)
+            for lease, verdict, verdict_id in self.commit(verdicts, gang=gang, weights=weights)
+        ]
+
+    def sign_and_store(self, item: Passed) -> Finished | None:
+        """Signed, stored, read back and verified: only then may the second transaction name the artifact."""
+        try:
+            signed = self.ports.signer.sign(item.lease, item.frame)
+            key = self.ports.store.put(signed.data)
+            provenance = self.ports.verifier.verify(self.ports.store.get(key), signed.mime)
+            if provenance.verdict != "Trusted" or provenance.manifest_sha256 != signed.manifest_sha256:
+                raise Fault(Cause.UNVERIFIED, f"read back {provenance.verdict}: {provenance.sentence}")
+        except FarmError as error:
+            self.fault(item.lease, error if isinstance(error, Fault) else Fault(Cause.STORE_DOWN, str(error)))
+            return None
+        return Finished(
+            lease=item.lease,
+            verdict_id=item.verdict_id,
+            outcome=item.outcome,
+            key=key,
+            frame_sha256=item.frame.sha256,
+            manifest_sha256=signed.manifest_sha256,
+            label=signed.label,
+            mime=signed.mime,
+            width=item.frame.width,
+            height=item.frame.height,
+            bytes=len(signed.data),
+            verified_at=time.time(),
+        )
+
+    def ask(self, leases: Sequence[Lease], call: Callable[[], Sequence[A | Fault]]) -> list[tuple[Lease, A]]:
+        """Ask a port about the whole group; those it answers with a fault, or all if it raises one, leave."""
+        if not leases:
+            return []
+        try:
+            answers = call()
+        except Fault as fault:
+            answers = [fault] * len(leases)
+        alive = []
+        for lease, answer in zip(leases, answers, strict=True):
+            if isinstance(answer, Fault):
+                self.fault(lease, answer)
+            else:
+                alive.append((lease, answer))
+        return alive
+
+    def commit(
+        self, verdicts: Sequence[tuple[Lease, Verdict]], *, gang: str = "", weights: str = ""
+    ) -> list[tuple[Lease, Verdict, int]]:
+        """Write the verdicts; go on with those that neither block nor came too late."""
+        if not verdicts:
+            return []
+        ids = self.ports.queue.record(verdicts, gang=gang, weights=weights)
+        return [
+            (lease, verdict, verdict_id)
+            for (lease, verdict), verdict_id in zip(verdicts, ids, strict=True)
+            if verdict_id is not None and verdict.outcome is not Outcome.BLOCK
+        ]
+
+    def fault(self, lease: Lease, fault: Fault) -> None:
+        self.faults.append(fault)
+        self.ports.queue.fault(lease, fault, gang=fault.gang, retry_s=self.ports.retry_s)

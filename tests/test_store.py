@@ -1,0 +1,61 @@
+"""The store: content-addressed, whole or not at all, and an outage is nobody's fault."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from farm.errors import Fault, NotFound
+from farm.job import Cause
+from farm.store import FsspecStore, free_bytes, open_store
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> FsspecStore:
+    return open_store(f"file://{tmp_path}/store" if request.param == "file" else f"memory://{tmp_path.name}")
+
+
+def test_what_is_put_can_be_got_by_its_hash(store: FsspecStore) -> None:
+    key = store.put(b"picture")
+    assert store.put(b"picture") == key
+    assert store.get(key) == b"picture"
+    store.delete(key)
+    store.delete(key)
+    assert not store.has(key)
+    with pytest.raises(NotFound):
+        store.get(key)
+
+
+def test_a_damaged_file_is_never_handed_out_and_heals_when_put_again(store: FsspecStore) -> None:
+    key = store.put(b"picture")
+    store.fs.pipe_file(store._path(key), b"damaged")
+    with pytest.raises(Fault, match="corrupt"):
+        store.get(key)
+    store.put(b"picture")
+    assert store.get(key) == b"picture"
+
+
+def test_a_full_disk_waits_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(f"file://{tmp_path}/store")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(Fault) as caught:
+        store.put(b"picture")
+    assert caught.value.cause is Cause.STORE_FULL
+    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+
+
+def test_a_folder_that_cannot_be_made_is_an_outage(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("in the way")
+    with pytest.raises(Fault) as caught:
+        open_store(f"file://{tmp_path}/store").put(b"picture")
+    assert caught.value.cause is Cause.STORE_DOWN
+
+
+def test_free_space_is_known_before_the_folder_exists(tmp_path: Path) -> None:
+    room = free_bytes(open_store(f"file://{tmp_path}/not/yet"))
+    assert room is not None
+    assert room > 0
