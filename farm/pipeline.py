@@ -1,7 +1,7 @@
 """One group of leases of one shape key, from prompt to publication.
 
 Each step takes those still alive and returns those that go on. The others have left through the queue: blocked by a
-verdict, sent back or failed by a fault, or superseded because their lease was lost, in which case nothing of them is kept.
+verdict, sent back or failed by a fault, or superseded because their lease was lost; then nothing of them is kept.
 """
 
 from __future__ import annotations

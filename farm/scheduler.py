@@ -12,7 +12,7 @@ STEP_S_PER_MEGAPIXEL = 4.0  # a slow device's denoising step; leases are extende
 
 
 def order(lanes: Sequence[LaneView], running: Mapping[str, int], warm: Collection[str], now: float) -> list[LaneView]:
-    """Highest priority first, aged; then the project with the fewest jobs running; then a warm model; then the oldest."""
+    """Highest priority first, aged; then the project with fewest jobs running; then a warm model; then the oldest."""
 
     def rank(lane: LaneView) -> tuple[int, int, bool, float, int]:
         waited = max(0.0, now - lane.created_at)

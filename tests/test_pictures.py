@@ -75,7 +75,7 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_a_damaged_file_is_a_picture_or_a_refusal(data: st.DataObject) -> None:
-    whole = bytearray(encoded(Image.effect_noise((16, 16), 50).convert("RGB"), "JPEG"))
+    whole = bytearray(encoded(Image.linear_gradient("L").resize((16, 16)).convert("RGB"), "JPEG"))
     for _ in range(data.draw(st.integers(1, 5))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     try:
