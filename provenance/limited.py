@@ -1,0 +1,111 @@
+"""Verify hostile files in a child with limits on memory and time: one child for many files, a new one when it
+dies.
+
+Over a socket pair the parent sends a line of JSON (length, claimed type) and the bytes; the child answers with a line
+of JSON. A child that does not answer in time is killed, and the file it was at is Unreadable. It also ends after a
+number of files, so that whatever the library might leak stays small.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
+
+from farm import child
+from provenance import report
+from provenance.report import Ancestor, Report
+
+FILES_PER_CHILD = 1000
+MAX_ANSWER = 16 << 20
+
+
+class LimitedVerifier:
+    """`verify` may be called from several threads; files go through the child one by one."""
+
+    def __init__(self, trust: str, *, seconds: float = 20.0, memory_mb: int = child.MEMORY_MB) -> None:
+        self.trust, self.seconds, self.memory_mb = trust, seconds, memory_mb
+        self._lock = threading.Lock()
+        self._child: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._served = 0
+
+    def verify(self, data: bytes, mime: str | None = None) -> Report:
+        with self._lock:
+            try:
+                return _from_json(self._ask(data, mime))
+            except (OSError, ValueError):
+                self._stop()
+                return report.failed(report.UNREADABLE, "farm.limits", mime)
+
+    def close(self) -> None:
+        with self._lock:
+            self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, data: bytes, mime: str | None) -> Any:
+        if self._served >= FILES_PER_CHILD:
+            self._stop()
+        wire = self._wire()
+        self._served += 1
+        wire.sendall(json.dumps({"length": len(data), "mime": mime}).encode() + b"\n")
+        wire.sendall(data)
+        answer = b""
+        while not answer.endswith(b"\n"):
+            piece = wire.recv(1 << 16)
+            if not piece or len(answer) > MAX_ANSWER:
+                raise ConnectionError("the child ended, or says too much")
+            answer += piece
+        return json.loads(answer)
+
+    def _wire(self) -> socket.socket:
+        if self._child is None:
+            ours, theirs = socket.socketpair()
+            command = [sys.executable, "-m", "provenance.limited", str(self.memory_mb)]
+            quiet = subprocess.DEVNULL  # whatever the library prints must not look like an answer
+            with theirs:
+                self._child = subprocess.Popen(command, stdin=theirs, stdout=quiet, stderr=quiet), ours
+            ours.settimeout(self.seconds)
+            ours.sendall(json.dumps(self.trust).encode() + b"\n")
+        return self._child[1]
+
+    def _stop(self) -> None:
+        running, self._child, self._served = self._child, None, 0
+        if running is not None:
+            process, wire = running
+            wire.close()
+            process.kill()
+            process.wait()
+
+
+def _from_json(values: Any) -> Report:
+    values["ancestors"] = tuple(Ancestor(**one | {"codes": tuple(one["codes"])}) for one in values["ancestors"])
+    return Report(**values | {"codes": tuple(values["codes"])})
+
+
+def main() -> None:
+    """The child, which has its end of the wire as standard input."""
+    child.limit(memory_mb=int(sys.argv[1]), seconds=3600)
+    from provenance.verify import verify_bytes
+
+    with socket.socket(fileno=0) as wire, wire.makefile("rb") as requests:
+        trust = json.loads(requests.readline())
+        for head in requests:
+            request = json.loads(head)
+            found = verify_bytes(requests.read(request["length"]), request["mime"], trust)
+            wire.sendall(json.dumps(asdict(found)).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""From what the C2PA library found in a file to one word, one sentence and the tree of ancestors. Pure.
+
+    Trusted          signed by someone on the trust list, unchanged since, and so is every ancestor
+    Valid            unchanged, but the signer is not on the trust list
+    Invalid          changed since it was signed, or its signature does not hold
+    SuspectAncestor  unchanged itself, but made from a file that was Invalid
+    NoManifest       carries no content credentials
+    Unreadable       not a file that can be opened
+
+The library calls the child of a tampered parent Trusted, because the parent's failure is only noted inside the child.
+So every ancestor that the active manifest leads to is looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+TRUSTED, VALID, INVALID = "Trusted", "Valid", "Invalid"
+SUSPECT, NONE, UNREADABLE = "SuspectAncestor", "NoManifest", "Unreadable"
+MAX_ANCESTORS = 1000
+UNTRUSTED = "signingCredential.untrusted"
+# Found in an ancestor, these say that its signer or clock is unknown; not that it was changed.
+HARMLESS = {UNTRUSTED, "timeStamp.mismatch", "timeStamp.untrusted", "timeStamp.outsideValidity"}
+NO_PROOF = "that does not mean that it was not made by AI"
+MEANINGS = {
+    "assertion.dataHash.mismatch": "the file was changed after it was signed",
+    "assertion.dataHash.malformed": "the record of what was signed is damaged",
+    "assertion.hashedURI.mismatch": "a statement in the manifest was changed after it was signed",
+    "assertion.missing": "a statement that was signed is gone",
+    "assertion.action.malformed": "the list of actions breaks the rules",
+    "assertion.action.ingredientMismatch": "an action names an ingredient that is not there",
+    "assertion.cbor.invalid": "a statement in the manifest is damaged",
+    "assertion.json.invalid": "a statement in the manifest is damaged",
+    "claim.missing": "the manifest has no claim",
+    "claim.multiple": "the manifest has more than one claim",
+    "claim.malformed": "the claim is damaged",
+    "claim.cbor.invalid": "the claim is damaged",
+    "claim.hardBindings.missing": "nothing ties the manifest to this file",
+    "claimSignature.mismatch": "the signature does not fit the claim",
+    "claimSignature.missing": "the signature is gone",
+    "claimSignature.outsideValidity": "it was signed outside the life of the certificate",
+    "signingCredential.untrusted": "the signer is not on the trust list",
+    "signingCredential.invalid": "the certificate may not be used to sign content",
+    "signingCredential.expired": "the certificate has expired",
+    "signingCredential.revoked": "the certificate was revoked",
+    "ingredient.manifest.mismatch": "the manifest of an ancestor was changed",
+    "ingredient.manifest.missing": "the manifest of an ancestor is gone",
+    "ingredient.claimSignature.mismatch": "the signature of an ancestor was changed",
+    "ingredient.claimSignature.missing": "the signature of an ancestor is gone",
+    "general.error": "the manifest is damaged",
+    "farm.type.mismatch": "the file is not of the type it was said to be",
+    "farm.type.unknown": "this is not a picture of a known format",
+    "farm.manifest.remote": "it points to a manifest elsewhere, which is not fetched",
+    "farm.manifest.unreadable": "the file or its manifest is damaged",
+    "farm.limits": "it could not be opened within the limits on memory and time",
+    "farm.file": "the file could not be read",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """One ingredient, in the order of a walk from the file to its origins; `depth` makes it a tree."""
+
+    depth: int
+    title: str
+    relationship: str
+    verdict: str
+    label: str | None = None
+    signer: str | None = None
+    codes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    verdict: str
+    sentence: str
+    codes: tuple[str, ...] = ()
+    mime: str | None = None
+    signer: str | None = None
+    source: str | None = None  # the digital source type it declares; None if it declares none
+    label: str | None = None
+    manifest_sha256: str | None = None
+    ancestors: tuple[Ancestor, ...] = ()
+
+    @property
+    def declared(self) -> str:
+        """Made by AI or not, in the words of whoever signed it."""
+        match (self.source or "").rpartition("/")[2]:
+            case "":
+                return "not declared"
+            case "trainedAlgorithmicMedia":
+                return "made by AI"
+            case "compositeWithTrainedAlgorithmicMedia" | "compositeSynthetic":
+                return "partly made by AI"
+            case _:
+                return "not made by AI"
+
+    def as_dict(self) -> dict[str, Any]:
+        explained = [{"code": code, "meaning": meaning(code)} for code in self.codes]
+        return asdict(self) | {"codes": explained, "declared": self.declared}
+
+
+def meaning(code: str) -> str:
+    return MEANINGS.get(code, "a check of the C2PA library failed")
+
+
+def failed(verdict: str, code: str, mime: str | None = None) -> Report:
+    """The report of a file that gave the library nothing to judge."""
+    opening = {NONE: f"No content credentials ({NO_PROOF})", INVALID: "Not to be trusted"}.get(verdict, "Not readable")
+    return Report(verdict, f"{opening}: {meaning(code)}.", (code,), mime)
+
+
+def no_manifest(mime: str) -> Report:
+    return Report(NONE, f"No content credentials; {NO_PROOF}.", (), mime)
+
+
+def judge(store: dict[str, Any], mime: str) -> Report:
+    """`store` is the library's own account of the file."""
+    label = store["active_manifest"]
+    active = store["manifests"][label]
+    ancestors = tuple(_walk(store))
+    own = _codes((store.get("validation_results") or {}).get("activeManifest"))
+    inherited = [code for one in ancestors if one.verdict == INVALID for code in one.codes if code not in HARMLESS]
+    verdict = _word(
+        store.get("validation_state"),
+        own,
+        suspect=bool(inherited) or _deltas_fail(store) or len(ancestors) >= MAX_ANCESTORS,
+    )
+    signer = _signer(active)
+    codes = tuple(dict.fromkeys([*own, *inherited]))
+    sentence = _sentence(verdict, signer, codes, ancestors)
+    return Report(verdict, sentence, codes, mime, signer, _source(store), label, None, ancestors)
+
+
+def _word(state: str | None, own: list[str], *, suspect: bool) -> str:
+    if state not in {TRUSTED, VALID} or set(own) - {UNTRUSTED}:
+        return INVALID
+    if suspect:
+        return SUSPECT
+    return VALID if own else state
+
+
+def _sentence(verdict: str, signer: str | None, codes: tuple[str, ...], ancestors: tuple[Ancestor, ...]) -> str:
+    who = signer or "an unnamed signer"
+    if verdict == TRUSTED:
+        return f"Signed by {who}, who is on the trust list, and unchanged since."
+    if verdict == VALID:
+        return f"Unchanged since {who} signed it; but that signer is not on the trust list."
+    why = next((meaning(code) for code in codes if code != UNTRUSTED), "it leads to too many ancestors or to none")
+    if verdict == SUSPECT:
+        bad = next((one.title for one in ancestors if one.verdict == INVALID), "another file")
+        return f"Unchanged itself, but made from {bad!r}, which is not to be trusted: {why}."
+    return f"Not to be trusted: {why}."
+
+
+def _walk(store: dict[str, Any]) -> Iterator[Ancestor]:
+    """Depth first; a manifest reached twice is opened once, so no knot of ingredients can blow the walk up."""
+    manifests, seen = store["manifests"], {store["active_manifest"]}
+    todo = [
+        (1, store["active_manifest"], one)
+        for one in reversed(_ingredients(store["manifests"], store["active_manifest"]))
+    ]
+    for _ in range(MAX_ANCESTORS):
+        if not todo:
+            return
+        depth, child, ingredient = todo.pop()
+        label = ingredient.get("active_manifest")
+        yield _ancestor(store, depth, child, ingredient)
+        if label in manifests and label not in seen:
+            seen.add(label)
+            todo += [(depth + 1, label, one) for one in reversed(_ingredients(manifests, label))]
+
+
+def _ingredients(manifests: dict[str, Any], label: str) -> list[dict[str, Any]]:
+    return manifests[label].get("ingredients") or []
+
+
+def _ancestor(store: dict[str, Any], depth: int, child: str, ingredient: dict[str, Any]) -> Ancestor:
+    label = ingredient.get("active_manifest")
+    recorded = ingredient.get("validation_results") or {}
+    delta = _delta(store, child, ingredient)
+    codes = [
+        *_codes(recorded.get("activeManifest")),
+        *_codes(delta),
+        *_codes_of_list(ingredient.get("validation_status")),
+    ]
+    for inner in recorded.get("ingredientDeltas") or []:
+        codes += _codes(inner.get("validationDeltas"))
+    if label and label not in store["manifests"]:
+        codes.append("ingredient.manifest.missing")
+    return Ancestor(
+        depth,
+        ingredient.get("title") or "an untitled file",
+        ingredient.get("relationship") or "",
+        _ancestor_word(label, codes, recorded, delta),
+        label,
+        _signer(store["manifests"].get(label) or {}),
+        tuple(dict.fromkeys(codes)),
+    )
+
+
+def _ancestor_word(label: str | None, codes: list[str], *results: dict[str, Any]) -> str:
+    if set(codes) - HARMLESS:
+        return INVALID
+    if label is None:
+        return NONE
+    passed = {
+        one["code"] for result in results for one in (result.get("activeManifest") or result).get("success") or []
+    }
+    return TRUSTED if "signingCredential.trusted" in passed and UNTRUSTED not in codes else VALID
+
+
+def _delta(store: dict[str, Any], child: str, ingredient: dict[str, Any]) -> dict[str, Any]:
+    """What checking this ingredient again, now and with our trust list, found beyond what its signer noted."""
+    end = f"/{child}/c2pa.assertions/{ingredient.get('label')}"
+    deltas = (store.get("validation_results") or {}).get("ingredientDeltas") or []
+    found = (one.get("validationDeltas") for one in deltas if one.get("ingredientAssertionURI", "").endswith(end))
+    return next(found, None) or {}
+
+
+def _deltas_fail(store: dict[str, Any]) -> bool:
+    deltas = (store.get("validation_results") or {}).get("ingredientDeltas") or []
+    return any(set(_codes(one.get("validationDeltas"))) - HARMLESS for one in deltas)
+
+
+def _codes(result: dict[str, Any] | None) -> list[str]:
+    return _codes_of_list((result or {}).get("failure"))
+
+
+def _codes_of_list(statuses: list[dict[str, Any]] | None) -> list[str]:
+    return [one["code"] for one in statuses or []]
+
+
+def _signer(manifest: dict[str, Any]) -> str | None:
+    info = manifest.get("signature_info") or {}
+    names = [name for name in (info.get("common_name"), info.get("issuer")) if name]
+    return ", ".join(names) or None
+
+
+def _source(store: dict[str, Any]) -> str | None:
+    """The digital source type of the last action that names one; a manifest that names none speaks for its parent."""
+    manifests, label, seen = store["manifests"], store["active_manifest"], set()
+    while label in manifests and label not in seen:
+        seen.add(label)
+        types = [action["digitalSourceType"] for action in _actions(manifests[label]) if "digitalSourceType" in action]
+        if types:
+            return str(types[-1])
+        parents = [one for one in _ingredients(manifests, label) if one.get("relationship") == "parentOf"]
+        label = parents[0].get("active_manifest") if parents else None
+    return None
+
+
+def _actions(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    lists = [one.get("data") for one in manifest.get("assertions") or [] if one["label"].startswith("c2pa.actions")]
+    return [action for data in lists if isinstance(data, dict) for action in data.get("actions") or []]
