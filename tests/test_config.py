@@ -1,0 +1,52 @@
+"""Settings: file and environment, the environment wins, the unknown is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from farm.config import Settings, load
+from farm.errors import BadInput
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"FARM_{name.upper()}", raising=False)
+
+
+def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("farm.toml").write_text('port = 9000\nhost = "127.0.0.2"\n')
+    monkeypatch.setenv("FARM_PORT", "9001")
+    settings = load()
+    assert (settings.port, settings.host) == (9001, "127.0.0.2")
+    assert settings.api_url == "http://127.0.0.2:9001"
+
+
+def test_an_unknown_setting_is_refused_naming_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("farm.toml").write_text("prot = 9000\n")
+    with pytest.raises(BadInput, match="did you mean 'port'"):
+        load()
+    Path("farm.toml").unlink()
+    monkeypatch.setenv("FARM_DATABSE", "sqlite:///x")
+    with pytest.raises(BadInput, match="did you mean 'database'"):
+        load()
+
+
+def test_a_wrong_value_names_the_setting_and_where_to_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_PORT", "many")
+    with pytest.raises(BadInput, match="FARM_PORT"):
+        load()
+
+
+def test_a_file_that_is_not_toml_says_so() -> None:
+    Path("farm.toml").write_text("port = = 3")
+    with pytest.raises(BadInput, match="not TOML"):
+        load()
+
+
+def test_everything_lies_under_home_by_default(tmp_path: Path) -> None:
+    settings = load(home=tmp_path / "home")
+    assert str(tmp_path) in settings.database_url
+    assert str(tmp_path) in settings.store_url
+    assert settings.signer_socket.parent == tmp_path / "home"
