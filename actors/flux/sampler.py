@@ -67,7 +67,7 @@ def resolution_shift(image_tokens: int) -> float:
 
 
 def shifted(t: float, mu: float) -> float:
-    return 0.0 if t == 0 else math.exp(mu) / (math.exp(mu) + 1 / t - 1)
+    return 0.0 if t == 0 else 1 / (1 + (1 / t - 1) * math.exp(-mu))
 
 
 def velocity(flux: Flux, condition: Condition, latent_BLC: Tensor, time: float) -> Tensor:
