@@ -1,0 +1,220 @@
+"""Where the parts of a model lie: in one file, a folder of files, a diffusers folder, a ComfyUI `models` folder."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from actors.flux.families import split
+from actors.flux.headers import (
+    HEADER_LIMIT,
+    PICKLE_SUFFIXES,
+    Header,
+    NotRendered,
+    TensorInfo,
+    WeightsError,
+    read_header,
+    refuse,
+)
+from actors.flux.names import PARTS, Named, Part, named
+from actors.flux.quant import is_marker, precision, refuse_foreign
+
+Kind = Literal["file", "folder", "diffusers", "comfyui"]
+SUFFIXES = {".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES}
+COMFYUI = ("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae", "loras")
+DIFFUSERS: dict[str, Part] = {
+    "transformer": "transformer",
+    "vae": "vae",
+    "text_encoder_2": "t5",
+    "text_encoder": "clip",
+}
+TOKENIZERS: dict[Part, tuple[str, ...]] = {
+    "t5": ("tokenizer_2", "tokenizers/t5"),
+    "clip": ("tokenizer", "tokenizers/clip"),
+}
+CONFIG_KEYS: dict[Part, str] = {"transformer": "flux", "vae": "vae", "t5": "t5", "clip": "clip"}
+RENAMED = {  # diffusers' words for our sizes
+    "axes_dims_rope": "axes_dim",
+    "num_attention_heads": "num_heads",
+    "num_single_layers": "depth_single_blocks",
+    "guidance_embeds": "guidance_embed",
+    "scaling_factor": "scale_factor",
+    "norm_num_groups": "norm_groups",
+    "layers_per_block": "num_res_blocks",
+}
+
+
+@dataclass(frozen=True)
+class TensorSet:
+    """One part of a model as it is stored: in one file, or in the shards of one folder."""
+
+    part: Part
+    files: tuple[Path, ...]
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+    hints: Mapping[str, Any] = field(repr=False)  # what a config.json near it says
+
+    @cached_property
+    def named(self) -> dict[str, Named]:
+        return named(self.part, {name: info for name, info in self.tensors.items() if not is_marker(name)})
+
+    @property
+    def precision(self) -> str:
+        return precision(self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a path holds: the parts that can be read, and what was passed over with the reason."""
+
+    path: Path
+    kind: Kind
+    sets: tuple[TensorSet, ...]
+    known: tuple[str, ...] = ()  # recognised, not rendered yet
+    refused: tuple[str, ...] = ()
+
+    def one(self, part: Part) -> TensorSet:
+        """The set for a part: of several text encoders or autoencoders the most precise; a transformer stands alone."""
+        sets = [each for each in self.sets if each.part == part]
+        if not sets:
+            reasons = "; ".join((*self.refused, *self.known)) or "nothing of it is there"
+            raise WeightsError(f"{self.path}: no {part} can be read: {reasons}")
+        if part == "transformer" and len(sets) > 1:
+            names = ", ".join(sorted(each.files[0].name for each in sets))
+            raise WeightsError(f"{self.path}: several transformers; name one of them: {names}")
+        return min(sets, key=lambda each: ("fp8" in each.precision, each.files[0].name))
+
+
+def find(path: Path) -> Found:
+    """Look at a file or a folder, reading headers alone. Raises for a bad file; a folder lists its own."""
+    if not path.exists():
+        refuse(path, "there is no such file or folder")
+    if not path.is_dir():
+        return Found(path, "file", tuple(sets_of_file(path)))
+    inner = path / "models"
+    root = inner if not is_comfyui(path) and inner.is_dir() and is_comfyui(inner) else path
+    if is_diffusers(path):
+        return gathered(path, "diffusers", ([path / name] for name in DIFFUSERS if (path / name).is_dir()))
+    if is_comfyui(root):
+        return gathered(root, "comfyui", ([file] for name in COMFYUI for file in weight_files(root / name, "**/*")))
+    if (path / "config.json").exists() and shard_index(path):
+        return gathered(path, "diffusers", [[path]])
+    return gathered(path, "folder", ([file] for file in weight_files(path)))
+
+
+def is_diffusers(path: Path) -> bool:
+    return (path / "model_index.json").exists() or (path / "transformer" / "config.json").exists()
+
+
+def is_comfyui(path: Path) -> bool:
+    return any((path / name).is_dir() for name in COMFYUI[:5])
+
+
+def weight_files(folder: Path, pattern: str = "*") -> list[Path]:
+    return sorted(file for file in folder.glob(pattern) if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def gathered(path: Path, kind: Kind, places: Iterator[list[Path]] | list[list[Path]]) -> Found:
+    sets: list[TensorSet] = []
+    known, refused = [], []
+    for (place,) in places:
+        try:
+            sets.extend(sets_of_folder(place) if place.is_dir() else sets_of_file(place))
+        except NotRendered as error:
+            known.append(str(error))
+        except WeightsError as error:
+            refused.append(str(error))
+    return Found(path, kind, tuple(sets), tuple(known), tuple(refused))
+
+
+def sets_of_file(path: Path) -> list[TensorSet]:
+    header = read_header(path)
+    refuse_foreign(path, header.tensors, header.metadata)
+    return [TensorSet(part, (path,), tensors, hints_near(path, part)) for part, tensors in split(header).items()]
+
+
+def sets_of_folder(folder: Path) -> list[TensorSet]:
+    """A diffusers part: one file, or the shards that its index names."""
+    index = shard_index(folder)
+    if index is None:
+        files = [file for file in weight_files(folder) if file.suffix == ".safetensors"] or weight_files(folder)
+        if len(files) != 1:
+            refuse(folder, f"{len(files)} weight files and no index; one file, or an index of several, is needed")
+        return sets_of_file(files[0])
+    shards = shards_of(index)
+    headers = [read_header(shard) for shard in shards]
+    tensors: dict[str, TensorInfo] = {}
+    for header in headers:
+        refuse_foreign(header.path, header.tensors, header.metadata)
+        if both := tensors.keys() & header.tensors.keys():
+            refuse(header.path, f"{min(both)!r} is in another shard too")
+        tensors |= header.tensors
+    whole = Header(folder, tensors, headers[0].metadata, sum(header.nbytes for header in headers))
+    return [TensorSet(part, tuple(shards), found, hints_near(shards[0], part)) for part, found in split(whole).items()]
+
+
+def shard_index(folder: Path) -> Path | None:
+    return next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+
+
+def shards_of(index: Path) -> list[Path]:
+    """The files an index names; each lies beside it, whatever the index says."""
+    names = read_json(index).get("weight_map", {})
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        refuse(index, "corrupt index: its weight_map must give a file for each tensor")
+    shards = sorted(set(names.values()))
+    if outside := [name for name in shards if Path(name).name != name]:
+        refuse(index, f"corrupt index: {outside[0]!r} is not a file beside it")
+    if absent := [name for name in shards if not (index.parent / name).is_file()]:
+        refuse(index, f"{len(absent)} of {len(shards)} shards are not there: {', '.join(absent[:3])}")
+    return [index.parent / name for name in shards]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > HEADER_LIMIT:
+            refuse(path, f"more than {HEADER_LIMIT} bytes of JSON")
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        refuse(path, "its JSON is not an object")
+    return document
+
+
+def hints_near(file: Path, part: Part) -> dict[str, Any]:
+    """What the config.json of the part's own folder says, or the section of one for a whole `models` folder."""
+    for folder in file.parents[:2]:
+        path = folder / "config.json"
+        if not path.is_file():
+            continue
+        document = read_json(path)
+        section = document.get(CONFIG_KEYS[part])
+        if isinstance(section, dict):
+            return section
+        if folder == file.parent and file.parent.name in DIFFUSERS:
+            return diffusers_hints(document, part)
+    return {}
+
+
+def diffusers_hints(document: dict[str, Any], part: Part) -> dict[str, Any]:
+    if part in {"t5", "clip"}:
+        return document
+    renamed = {RENAMED.get(name, name): value for name, value in document.items()}
+    return renamed | ({"depth": document["num_layers"]} if part == "transformer" and "num_layers" in document else {})
+
+
+def tokenizer_near(files: tuple[Path, ...], part: Part) -> Path | None:
+    """The folder of a tokenizer: beside the folder that the weights lie in, or one further up."""
+    folders = (base / name for base in files[0].parents[:3] for name in TOKENIZERS[part])
+    return next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), None)
+
+
+def absent_parts(found: Found) -> tuple[Part, ...]:
+    there = {each.part for each in found.sets}
+    return tuple(part for part in PARTS if part not in there)

@@ -1,0 +1,123 @@
+"""Weights stored in fewer bits: which convention a file follows, and where the scale of a tensor lies.
+
+Read: fp8 e4m3, plain or scaled by one number a tensor or one a row, under the old names (`scale_weight`, marked by a
+root `scaled_fp8`) and the new (`weight_scale`, marked by `comfy_quant` tensors or `_quantization_metadata`). Other
+formats are known by name.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from actors.flux.headers import NotRendered, TensorInfo, WeightsError
+
+FP8 = "F8_E4M3"
+READ_FORMAT = "float8_e4m3fn"
+SCALES = ("scale_weight", "weight_scale")  # old name, new name
+UNUSED = ("scale_input", "input_scale", "comfy_quant")  # activations stay in the model's precision
+ROOTS = ("scaled_fp8",)
+FOREIGN = (  # the end of a name that only one kind of file has
+    (".weight_scale_2", "nvfp4 weights"),
+    (".pre_quant_scale", "nvfp4 weights"),
+    (".absmax", "bitsandbytes 4-bit weights"),
+    (".quant_map", "bitsandbytes 4-bit weights"),
+    (".qweight", "SVDQuant or GPTQ 4-bit weights"),
+)
+PRECISIONS = {
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    FP8: "fp8 e4m3",
+    "F8_E5M2": "fp8 e5m2",
+}
+TINY = 4096  # bytes of a comfy_quant document, at most
+
+
+def refuse_foreign(path: Path, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> None:
+    """Raise NotRendered for precisions that are known by name, WeightsError for those that are not."""
+    for name in tensors:
+        for end, what in FOREIGN:
+            if name.endswith(end):
+                raise NotRendered(path, what)
+    for declared in declared_formats(path, metadata):
+        require_format(path, declared)
+    for name, info in tensors.items():
+        if is_marker(name) or name.endswith(".comfy_quant"):
+            continue
+        if info.dtype not in PRECISIONS and name.endswith(".weight"):
+            raise NotRendered(path, f"{info.dtype} weights ({name})")
+        refuse_scale(path, name, tensors)
+
+
+def refuse_scale(path: Path, name: str, tensors: Mapping[str, TensorInfo]) -> None:
+    scale, weight = scale_of(name, tensors), tensors[name]
+    if scale is None:
+        return
+    count = scale.shape[0] if scale.shape else 1
+    if scale.dtype in {"U8", "F8_E8M0"}:
+        raise NotRendered(path, "mxfp8 weights")
+    if weight.dtype != FP8:
+        raise NotRendered(path, f"{weight.dtype} weights with scales ({name})")
+    by_row = count in {1, weight.shape[0]} and scale.shape[1:] in {(), (1,)}
+    if scale.dtype not in {"F32", "BF16", "F16"} or not by_row:
+        raise NotRendered(path, f"fp8 weights scaled by {scale.dtype} blocks of {list(scale.shape)} ({name})")
+
+
+def declared_formats(path: Path, metadata: Mapping[str, str]) -> Iterator[str]:
+    """Formats that the header's metadata gives to layers."""
+    if text := metadata.get("_quantization_metadata"):
+        layers = parse(path, text).get("layers", {})
+        if not isinstance(layers, dict):
+            raise WeightsError(f"{path}: corrupt _quantization_metadata: its layers are no object")
+        yield from (str(layer.get("format")) if isinstance(layer, dict) else str(layer) for layer in layers.values())
+
+
+def require_format(path: Path, declared: str) -> None:
+    if declared != READ_FORMAT:
+        raise NotRendered(path, f"{declared[:40]!a} weights")
+
+
+def check_markers(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """comfy_quant documents lie among the data: they are read when weights are loaded, not when headers are checked."""
+    with path.open("rb") as file:
+        for name, info in tensors.items():
+            if name.endswith(".comfy_quant") and info.path == path:
+                if info.dtype != "U8" or info.nbytes > TINY:
+                    raise WeightsError(f"{path}: corrupt: {name} is no comfy_quant document")
+                file.seek(info.start)
+                require_format(path, str(parse(path, file.read(info.nbytes).decode("utf-8", "replace")).get("format")))
+
+
+def parse(path: Path, text: str) -> dict[str, object]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: corrupt quantisation document: {error}") from error
+    if not isinstance(document, dict):
+        raise WeightsError(f"{path}: corrupt quantisation document: not an object")
+    return document
+
+
+def scale_of(name: str, tensors: Mapping[str, TensorInfo]) -> TensorInfo | None:
+    """The scale that a stored tensor is to be multiplied by, if the file has one for it."""
+    module, _, leaf = name.rpartition(".")
+    if leaf != "weight":
+        return None
+    return next((tensors[key] for scale in SCALES if (key := f"{module}.{scale}") in tensors), None)
+
+
+def is_marker(name: str) -> bool:
+    """Part of a quantisation rather than of the model."""
+    return name in ROOTS or name.rpartition(".")[2] in (*SCALES, *UNUSED)
+
+
+def precision(tensors: Mapping[str, TensorInfo]) -> str:
+    """What most of the bytes are stored as."""
+    totals: dict[str, int] = {}
+    for info in tensors.values():
+        totals[info.dtype] = totals.get(info.dtype, 0) + info.nbytes
+    most = max(totals, key=lambda dtype: totals[dtype], default="")
+    kind = PRECISIONS.get(most, most)
+    endings = {name.rpartition(".")[2] for name in tensors}
+    old, new = (scale in endings for scale in SCALES)
+    return f"{kind} scaled" + (" (old names)" if old else " (new names)" if new else "") if old or new else kind

@@ -1,0 +1,143 @@
+"""Networks with their weights in place: built without memory, then filled tensor by tensor from any container."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from actors.flux.checkpoint import Checkpoint, Slice, open_checkpoint
+from actors.flux.config import FluxConfig, VaeConfig
+from actors.flux.containers import TensorSet, find, tokenizer_near
+from actors.flux.headers import NotRendered, WeightsError
+from actors.flux.model import Flux
+from actors.flux.shapes import ClipSizes, T5Sizes
+from actors.flux.text import TextEncoders
+from actors.flux.vae import AutoEncoder
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
+
+__all__ = [
+    "Checkpoint",
+    "NotRendered",
+    "Slice",
+    "WeightsError",
+    "load_flux",
+    "load_text",
+    "load_vae",
+    "open_checkpoint",
+    "weights_sha256",
+]
+
+Module = TypeVar("Module", bound=nn.Module)
+AnySizes = TypeVar("AnySizes", FluxConfig, VaeConfig, T5Sizes, ClipSizes)
+Device = torch.device | str
+
+
+def load_flux(source: Path, config: FluxConfig | None, device: Device, dtype: torch.dtype) -> Flux:
+    """The transformer; without a config, its sizes are those that the tensors tell."""
+    checkpoint = open_checkpoint(source, "transformer")
+    sizes = required(checkpoint, FluxConfig, config)
+    return fill(on_meta(lambda: Flux(sizes)), checkpoint, device, dtype)
+
+
+def load_vae(source: Path, config: VaeConfig | None, device: Device, dtype: torch.dtype) -> AutoEncoder:
+    checkpoint = open_checkpoint(source, "vae")
+    sizes = required(checkpoint, VaeConfig, config)
+    return fill(on_meta(lambda: AutoEncoder(sizes)), checkpoint, device, dtype)
+
+
+def load_text(
+    source: Path, device: Device, dtype: torch.dtype, t5: Path | None = None, clip: Path | None = None
+) -> TextEncoders:
+    """Both text encoders with their tokenizers; `t5` and `clip` name files where the source holds several."""
+    t5_set, clip_set = find(t5 or source).one("t5"), find(clip or source).one("clip")
+    tokenizers = [load_tokenizer(each) for each in (t5_set, clip_set)]
+    return TextEncoders(load_t5(t5_set, device, dtype), load_clip(clip_set, device, dtype), *tokenizers)
+
+
+def load_t5(stored: TensorSet, device: Device, dtype: torch.dtype) -> "T5EncoderModel":
+    from transformers import T5Config, T5EncoderModel
+
+    checkpoint = Checkpoint(stored)
+    sizes = required(checkpoint, T5Sizes)
+    values: dict[str, Any] = {"feed_forward_proj": "gated-gelu", **stored.hints, **vars(sizes)}
+    model = on_meta(lambda: T5EncoderModel(T5Config(**values)))
+    # As transformers does: in float16 this projection leaves its range.
+    wide = torch.float32 if dtype == torch.float16 else dtype
+    fill(model, checkpoint, device, dtype, lambda name: wide if ".wo." in name else dtype)
+    model.set_input_embeddings(model.shared)
+    return model
+
+
+def load_clip(stored: TensorSet, device: Device, dtype: torch.dtype) -> "CLIPTextModel":
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    checkpoint = Checkpoint(stored)
+    sizes = required(checkpoint, ClipSizes)
+    model = on_meta(lambda: CLIPTextModel(CLIPTextConfig(**{**stored.hints, **vars(sizes)})))
+    model.embeddings.position_ids = torch.arange(sizes.max_position_embeddings, device=device)[None]
+    return fill(model, checkpoint, device, dtype)
+
+
+def load_tokenizer(stored: TensorSet) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    folder = tokenizer_near(stored.files, stored.part)
+    if folder is None:
+        raise WeightsError(
+            f"{stored.files[0]}: no tokenizer near it; put tokenizer.json and tokenizer_config.json into "
+            f"tokenizers/{stored.part} of the models folder (diffusers folders call them tokenizer and tokenizer_2)"
+        )
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return tokenizer
+
+
+def required(checkpoint: Checkpoint, kind: type[AnySizes], given: AnySizes | None = None) -> AnySizes:
+    """The sizes to build with, once the file is known to hold exactly their tensors."""
+    sizes = given or checkpoint.sizes
+    if not isinstance(sizes, kind):
+        raise TypeError(f"a checkpoint of {checkpoint.stored.part} was asked for {kind.__name__}")
+    checkpoint.require(sizes)
+    return sizes
+
+
+def on_meta(build: Callable[[], Module]) -> Module:
+    """A network that has shapes and no memory."""
+    with torch.device("meta"):
+        return build()
+
+
+def fill(
+    module: Module,
+    checkpoint: Checkpoint,
+    device: Device,
+    dtype: torch.dtype,
+    dtype_of: Callable[[str], torch.dtype] | None = None,
+) -> Module:
+    """Give each parameter its final memory and read it there: no second copy of the weights ever exists."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        tensors[name] = torch.empty(parameter.shape, dtype=dtype_of(name) if dtype_of else dtype, device=device)
+        checkpoint.read_into(tensors[name], name)
+    module.load_state_dict(tensors, strict=False, assign=True)
+    if empty := [name for name, buffer in module.named_buffers() if buffer.is_meta]:
+        raise WeightsError(f"{type(module).__name__} has buffers that no file holds: {', '.join(empty)}")
+    return module.eval().requires_grad_(False)
+
+
+def weights_sha256(paths: Iterable[Path]) -> str:
+    """One fingerprint of a set of files: of their contents alone, whatever they are called and wherever they lie."""
+    digests = sorted(file_sha256(path) for path in paths)
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from error
