@@ -1,0 +1,153 @@
+"""A batch as it comes in: read once to find everything that is wrong with it, and once more to stage it in chunks.
+
+The file lies on the disk and is read line by line; all that is remembered of a line is its id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from sqlalchemy import Engine, select
+
+from farm.db import reading
+from farm.errors import BadInput, TooLarge
+from farm.lines import BadLine, Line, parse_line
+from farm.ports import ModelCard
+from farm.tables import JOB, UPLOAD
+
+MAX_LINE = 64 * 1024
+CHUNK = 1000
+MAX_SHOWN = 100
+
+Judged = Line | list[BadLine]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the lines of a batch may ask for."""
+
+    project: str
+    catalogue: Mapping[str, ModelCard]
+    default_model: str | None = None
+    max_lines: int = 1_000_000
+
+
+@dataclass(slots=True)
+class Survey:
+    """What the first reading finds."""
+
+    lines: int = 0
+    jobs: int = 0
+    bad_lines: int = 0
+    shown: list[BadLine] = field(default_factory=list)  # what is wrong, the first of it
+    sha256: str = ""  # of what the good lines ask for, defaults filled in: the spelling of the file does not matter
+
+
+def survey(chunks: Iterable[list[Judged]]) -> Survey:
+    found, digest = Survey(), hashlib.sha256()
+    for line in itertools.chain.from_iterable(chunks):
+        found.lines += 1
+        if isinstance(line, Line):
+            found.jobs += line.n
+            digest.update(repr((line.spec, line.n, line.id, line.priority, line.upload, line.job, line.line)).encode())
+        else:
+            found.bad_lines += 1
+            found.shown += line[: MAX_SHOWN - len(found.shown)]
+    found.sha256 = digest.hexdigest()
+    return found
+
+
+def judge(file: BinaryIO, rules: Rules, engine: Engine) -> Iterator[list[Judged]]:
+    """The lines in chunks, each good or with all that is wrong with it. Two readings of one file judge it alike."""
+    ids: dict[str, int] = {}  # of the good lines so far: how many images each makes
+    lines = _parsed(file, rules)
+    count = 0
+    while chunk := list(itertools.islice(lines, CHUNK)):
+        count += len(chunk)
+        if count > rules.max_lines:
+            raise TooLarge(f"the batch has more than {rules.max_lines:,} lines", fix="split it into several")
+        unknown = _unknown_inputs(chunk, rules.project, engine)
+        yield [_linked(line, ids, unknown) if isinstance(line, Line) else line for line in chunk]
+
+
+def read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Numbered lines that are not blank; None stands for one that is too long, which is never held whole."""
+    file.seek(0)
+    for number in itertools.count(1):
+        text = file.readline(MAX_LINE)
+        if not text:
+            return
+        too_long = len(text) == MAX_LINE and not text.endswith(b"\n")
+        rest = text if too_long else b""
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_LINE)
+        if number == 1:
+            text = text.removeprefix(b"\xef\xbb\xbf")
+        if too_long or text.strip():
+            yield number, None if too_long else text.strip()
+
+
+def _parsed(file: BinaryIO, rules: Rules) -> Iterator[Judged]:
+    for number, text in read_lines(file):
+        if text is None:
+            yield [BadLine(number, "line", f"is longer than {MAX_LINE:,} bytes")]
+        else:
+            yield parse_line(number, text, rules.catalogue, rules.default_model)
+
+
+def _unknown_inputs(chunk: list[Judged], project: str, engine: Engine) -> set[str | int]:
+    """Uploads and jobs that are not there. Another project's are as unknown as those that never were (law 11)."""
+    lines = [line for line in chunk if isinstance(line, Line)]
+    uploads = {line.upload for line in lines if line.upload}
+    jobs = {line.job for line in lines if line.job}
+    if not uploads and not jobs:
+        return set()
+    with reading(engine) as connection:
+        known: set[str | int] = set()
+        for table, wanted in ((UPLOAD, uploads), (JOB, jobs)):
+            mine = select(table.c.id).where(table.c.project_id == project, table.c.id.in_(wanted))
+            known |= set(connection.execute(mine).scalars())
+    return (uploads | jobs) - known
+
+
+def _linked(line: Line, ids: dict[str, int], unknown: set[str | int]) -> Judged:
+    """Only an earlier line can be edited, so no circle can be written."""
+    problems = []
+    if line.upload in unknown:
+        problems.append(("image", f"no upload {line.upload} in this project: upload the file first"))
+    if line.job in unknown:
+        problems.append(("image", f"no job {line.job} in this project"))
+    if line.line and line.line not in ids:
+        problems.append(("image", f"no good line before this one has the id {line.line!r}"))
+    elif line.line and ids[line.line] > 1:
+        problems.append(("image", f"the line {line.line!r} makes {ids[line.line]} images: give each a line of its own"))
+    if line.id in ids:
+        problems.append(("id", f"an earlier line has the id {line.id!r} already"))
+    if problems:
+        return [BadLine(line.number, *problem) for problem in problems]
+    if line.id:
+        ids[line.id] = line.n
+    return line
+
+
+def refusal(found: Survey) -> BadInput | None:
+    """Why nothing of this batch can be accepted as it is."""
+    if not found.lines:
+        return BadInput(
+            "the batch has no lines", fix='write one JSON object a line, such as {"prompt": "a red circle"}'
+        )
+    if not found.bad_lines:
+        return None
+    first = found.shown[0]
+    shown = [{"line": bad.line, "field": bad.field, "reason": bad.reason} for bad in found.shown]
+    return BadInput(
+        f"{found.bad_lines:,} of {found.lines:,} lines are bad; line {first.line}: {first.field} {first.reason}",
+        field="lines",
+        fix="correct them, or skip them (skip_bad)",
+        bad_lines=shown,
+        bad_line_count=found.bad_lines,
+    )
