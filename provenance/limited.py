@@ -75,7 +75,7 @@ class LimitedVerifier:
             command = [sys.executable, "-m", "provenance.limited", str(self.memory_mb)]
             quiet = subprocess.DEVNULL  # whatever the library prints must not look like an answer
             with theirs:
-                self._child = subprocess.Popen(command, stdin=theirs, stdout=quiet, stderr=quiet), ours
+                self._child = subprocess.Popen(command, stdin=theirs.fileno(), stdout=quiet, stderr=quiet), ours
             ours.settimeout(self.seconds)
             ours.sendall(json.dumps(self.trust).encode() + b"\n")
         return self._child[1]

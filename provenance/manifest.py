@@ -31,16 +31,16 @@ COMPOSITE = SOURCE_TYPES + "compositeWithTrainedAlgorithmicMedia"
 MINING = ("cawg.data_mining", "cawg.ai_training", "cawg.ai_generative_training")
 
 
-def source_type(edits: bool, parent: str | None) -> str:
+def source_type(parent: str | None, *, edits: bool) -> str:
     """An edit of a wholly AI-made picture is still wholly AI-made; an edit of anything else is a composite."""
     return COMPOSITE if edits and parent != GENERATED else GENERATED
 
 
-def made(job: Job, verdict: Verdict, source: str, salt: bytes, when: dt.datetime) -> Manifest:
+def made(job: Job, verdict: Verdict, source: str, salt: bytes, when: dt.datetime, *, edits: bool) -> Manifest:
     """The manifest of a job's own frame: a generation, or one turn of an edit."""
     agent = {"name": job.model, "version": verdict.weights[:16]}
     does = {"when": stamp(when), "digitalSourceType": source, "softwareAgent": agent}
-    if job.edit:
+    if edits:
         actions = [_opened(), {"action": "c2pa.edited", "description": "Edit by instruction"} | does]
     else:
         actions = [{"action": "c2pa.created", "description": "Text to image"} | does]

@@ -1,0 +1,81 @@
+"""Puts records, labels and signature together: what the signer does for each request, without the HTTP around it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from farm.job import FORMATS
+from farm.ports import Frame, Signed, Store
+from provenance import keys, labels, manifest, records, report
+from provenance.limited import LimitedVerifier
+from provenance.records import ParentFile, Refused
+from provenance.report import Report
+from provenance.signing import Parent, Signing
+from provenance.verify import verify_bytes
+
+# What the parent of an edit may be found to be. The farm's own must be whole; a stranger's may be unknown, or bare.
+FIT = {True: {report.TRUSTED}, False: {report.TRUSTED, report.VALID, report.NONE}}
+
+
+class Notary:
+    """One for the process; its methods may run in several threads."""
+
+    def __init__(self, home: Path, engine: Engine, store: Store) -> None:
+        self.home, self.engine, self.store = home, engine, store
+        self._lock = threading.Lock()
+        self._signing = Signing(keys.init(home))
+        self._strangers = LimitedVerifier(self._signing.keys.root)
+
+    @property
+    def signing(self) -> Signing:
+        """With a leaf that is not near its end: a signer that runs for months renews it on the way."""
+        with self._lock:
+            if self._signing.keys.renew_at <= dt.datetime.now(dt.UTC):
+                self._signing = Signing(keys.init(self.home))
+            return self._signing
+
+    def sign(self, job_id: int, attempt: int, owner: str, frame: Frame) -> Signed:
+        claim = records.frame_claim(self.engine, job_id, attempt, owner, frame)
+        parent, found = self._fetch(claim.parent) if claim.parent else (None, None)
+        source = manifest.source_type(found.source if found else None, edits=parent is not None)
+        signing = self.signing
+        salt = signing.keys.prompt_salt(job_id)
+        made = manifest.made(claim.job, claim.verdict, source, salt, dt.datetime.now(dt.UTC), edits=parent is not None)
+        data = labels.encode(frame, claim.job.format, source)
+        return signing.sign(made, data, FORMATS[claim.job.format], parent)
+
+    def approve(self, job_id: int, decision_id: int) -> Signed:
+        """The held file with one more manifest: same pixels, not encoded again."""
+        approval = records.approval(self.engine, job_id, decision_id)
+        held, _ = self._fetch(approval.held)
+        step = manifest.approved(approval.job, approval.verdict, approval.decision, dt.datetime.now(dt.UTC))
+        return self.signing.sign(step, held.data, held.mime, held)
+
+    def prompt_salt(self, job_id: int, project_id: str) -> str:
+        """For the owner alone: with it and the prompt, anyone can recompute the commitment in the manifest."""
+        records.job_of(self.engine, job_id, project_id)
+        return self.signing.keys.prompt_salt(job_id).hex()
+
+    def sign_audit_head(self, seq: int, sha256: str) -> str:
+        records.require_audit_head(self.engine, seq, sha256)
+        return self.signing.keys.sign_audit_head(seq, sha256)
+
+    def close(self) -> None:
+        self._strangers.close()
+
+    def _fetch(self, file: ParentFile) -> tuple[Parent, Report]:
+        """The parent's signed bytes, never decoded pixels; refused if they would make their child suspect."""
+        data = self.store.get(file.key)
+        found = self._examine(data, file)
+        if found.verdict not in FIT[file.ours]:
+            raise Refused(f"{file.title!r} is {found.verdict}: {found.sentence}")
+        return Parent(data, file.mime, file.title), found
+
+    def _examine(self, data: bytes, file: ParentFile) -> Report:
+        if file.ours:
+            return verify_bytes(data, file.mime, self.signing.keys.root)
+        return self._strangers.verify(data, file.mime)

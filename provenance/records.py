@@ -1,0 +1,141 @@
+"""What the database says of a frame, an approval or an audit head that someone asks to have signed. Reads only.
+
+Whatever is not on record is refused: the asker's word counts for nothing but which record to look at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlmodel import Session, SQLModel, col, select
+
+from farm.db import reading
+from farm.errors import Forbidden, NotFound
+from farm.job import FORMATS, State
+from farm.ports import Frame, Outcome, Stage
+from farm.tables import Artifact, Audit, Decision, Job, Upload, Verdict
+
+Row = TypeVar("Row", bound=SQLModel)
+SIGNABLE = (Outcome.ALLOW, Outcome.REVIEW)
+
+
+class Refused(Forbidden):
+    title = "The signer refuses"
+
+
+@dataclass(frozen=True, slots=True)
+class ParentFile:
+    """The picture a job edits: where its bytes lie, and whether the farm made it."""
+
+    key: str
+    mime: str
+    title: str
+    ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    job: Job
+    verdict: Verdict
+    parent: ParentFile | None
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    job: Job
+    verdict: Verdict
+    decision: Decision
+    held: ParentFile
+
+
+def frame_claim(engine: Engine, job_id: int, attempt: int, owner: str, frame: Frame) -> Claim:
+    """The claim for this frame, if the asker holds the lease and the gate let these very pixels pass."""
+    with reading(engine) as connection:
+        job = _get(connection, Job, job_id)
+        if job is None or (job.state, job.attempt, job.owner) != (State.LEASED, attempt, owner):
+            raise Refused(f"job {job_id} is not leased to this owner in attempt {attempt}")
+        if (frame.width, frame.height) != (job.width, job.height):
+            raise Refused(f"job {job_id} asks for {job.width}x{job.height}, not {frame.width}x{frame.height}")
+        verdict = _verdict(connection, job, attempt, frame.sha256)
+        parent = _parent(connection, job)
+        if job.edit and parent is None:
+            raise Refused(f"job {job_id} is an edit without a parent")
+        return Claim(job, verdict, parent)
+
+
+def approval(engine: Engine, job_id: int, decision_id: int) -> Approval:
+    """The approval of a held artifact: it must be the last word on this job, and about what the job holds now."""
+    with reading(engine) as connection:
+        job = _get(connection, Job, job_id)
+        if job is None or job.state != State.APPROVED or job.artifact_id is None:
+            raise Refused(f"job {job_id} is not approved")
+        decision = _last_decision(connection, job_id)
+        if decision is None or (decision.id, decision.outcome) != (decision_id, "approve"):
+            raise Refused(f"decision {decision_id} is not the last one on job {job_id}, or approves nothing")
+        artifact = _get(connection, Artifact, job.artifact_id)
+        if artifact is None or artifact.id != decision.artifact_id:
+            raise Refused(f"decision {decision_id} is about another artifact than job {job_id} holds")
+        verdict = _get(connection, Verdict, artifact.verdict_id)
+        if verdict is None:
+            raise Refused(f"the artifact of job {job_id} has no verdict")
+        return Approval(job, verdict, decision, _ours(artifact))
+
+
+def job_of(engine: Engine, job_id: int, project_id: str) -> Job:
+    with reading(engine) as connection:
+        job = _get(connection, Job, job_id)
+        if job is None or job.project_id != project_id:
+            raise NotFound(f"there is no job {job_id} in this project")
+        return job
+
+
+def require_audit_head(engine: Engine, seq: int, sha256: str) -> None:
+    with reading(engine) as connection, Session(connection) as session:
+        if session.exec(select(Audit.id).where(Audit.seq == seq, Audit.sha256 == sha256)).first() is None:
+            raise Refused(f"the audit chain has no row {seq} with this hash")
+
+
+def _get(connection: Connection, table: type[Row], key: int | str) -> Row | None:
+    with Session(connection) as session:
+        return session.get(table, key)
+
+
+def _verdict(connection: Connection, job: Job, attempt: int, subject: str) -> Verdict:
+    """The one on these pixels; and nothing else of the attempt, prompt or input, may have been blocked."""
+    with Session(connection) as session:
+        of_attempt = select(Verdict).where(Verdict.job_id == job.id, Verdict.attempt == attempt)
+        verdicts = session.exec(of_attempt).all()
+    judged = next((one for one in verdicts if (one.stage, one.subject) == (Stage.FRAME, subject)), None)
+    if judged is None:
+        raise Refused(f"these pixels have no verdict in attempt {attempt} of job {job.id}")
+    if any(one.outcome not in SIGNABLE for one in verdicts):
+        raise Refused(f"the gate blocked job {job.id}")
+    return judged
+
+
+def _parent(connection: Connection, job: Job) -> ParentFile | None:
+    if job.upload_id is not None:
+        upload = _get(connection, Upload, job.upload_id)
+        if upload is None or upload.project_id != job.project_id:
+            raise Refused(f"the upload that job {job.id} edits is not there")
+        return ParentFile(upload.key, upload.mime, "upload", ours=False)
+    if job.parent_job_id is None:
+        return None
+    parent = _get(connection, Job, job.parent_job_id)
+    artifact = _get(connection, Artifact, parent.artifact_id) if parent and parent.artifact_id else None
+    if artifact is None or artifact.project_id != job.project_id or artifact.verified_at is None:
+        raise Refused(f"job {job.parent_job_id}, which job {job.id} edits, has no verified artifact")
+    return _ours(artifact)
+
+
+def _ours(artifact: Artifact) -> ParentFile:
+    kind = next(name for name, mime in FORMATS.items() if mime == artifact.mime)
+    return ParentFile(artifact.key, artifact.mime, f"{artifact.job_id}.{kind}", ours=True)
+
+
+def _last_decision(connection: Connection, job_id: int) -> Decision | None:
+    with Session(connection) as session:
+        newest = select(Decision).where(Decision.job_id == job_id).order_by(col(Decision.id).desc())
+        return session.exec(newest).first()

@@ -1,0 +1,53 @@
+"""The one place where a manifest and bytes become a signed file: sign, read back, verify, and only then answer."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+
+from c2pa import Builder, C2paError, C2paSigningAlg, Signer
+
+from farm.errors import Fault
+from farm.job import Cause
+from farm.ports import Signed
+from provenance.keys import Keys
+from provenance.manifest import PARENT, Manifest
+from provenance.report import TRUSTED
+from provenance.verify import context, verify_bytes
+
+ALGORITHMS = {"es256": C2paSigningAlg.ES256, "ed25519": C2paSigningAlg.ED25519}
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    data: bytes
+    mime: str
+    title: str
+
+
+class Signing:
+    """Holds the library's signer, which calls back for each signature: the key itself never enters the library."""
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+        self._context = context(keys.root)
+        self._signer = Signer.from_callback(keys.sign, ALGORITHMS[keys.algorithm], keys.chain)
+
+    def sign(self, manifest: Manifest, data: bytes, mime: str, parent: Parent | None = None) -> Signed:
+        out = io.BytesIO()
+        try:
+            with Builder(manifest, context=self._context) as builder:
+                if parent is not None:
+                    ingredient = {"title": parent.title, "relationship": "parentOf", "label": PARENT}
+                    builder.add_ingredient(ingredient, parent.mime, io.BytesIO(parent.data))
+                store = builder.sign(self._signer, mime, io.BytesIO(data), out)
+        except C2paError as error:
+            raise Fault(Cause.UNVERIFIED, f"the file could not be signed: {error}") from error
+        return self._read_back(out.getvalue(), mime, hashlib.sha256(store).hexdigest())
+
+    def _read_back(self, data: bytes, mime: str, manifest_sha256: str) -> Signed:
+        found = verify_bytes(data, mime, self.keys.root)
+        if found.verdict != TRUSTED or found.manifest_sha256 != manifest_sha256 or found.label is None:
+            raise Fault(Cause.UNVERIFIED, f"read back as {found.verdict}: {found.sentence}")
+        return Signed(data, mime, manifest_sha256, found.label)
