@@ -16,7 +16,7 @@ from actors.flux.quant import check_markers, scale_of
 from actors.flux.shapes import Sizes, expected
 from actors.flux.sizes import deduce, differences
 
-WINDOW = 32 * 2**20  # bytes mapped at once: what reading costs beyond what it keeps
+WINDOW = 2**20  # bytes mapped at once; a few windows are what reading costs beyond what it keeps
 DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -169,6 +169,5 @@ def mapped(info: TensorInfo, start: int, count: int) -> Tensor:
             window = mmap.mmap(file.fileno(), at - page + nbytes, access=mmap.ACCESS_COPY, offset=page)
     except (OSError, ValueError) as error:
         raise WeightsError(f"{info.path}: changed while it was read: {error}") from error
-    data = torch.frombuffer(window, dtype=torch.uint8, offset=at - page, count=nbytes)
-    aligned = data if at % 8 == 0 else data.clone()
-    return aligned.view(DTYPES[info.dtype]).view(count, *tail)
+    dtype = DTYPES[info.dtype]
+    return torch.frombuffer(window, dtype=dtype, offset=at - page, count=nbytes // dtype.itemsize).view(count, *tail)

@@ -1,6 +1,8 @@
 """Writes one set of random weights into every container that users have."""
 
 import json
+import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from actors.flux.config import FluxConfig, VaeConfig
+from actors.flux.headers import BITS
 from actors.flux.names import flux_modules, our_leaf, vae_modules
 from actors.flux.shapes import ClipSizes, Sizes, T5Sizes, expected
 
@@ -52,14 +55,14 @@ def to_diffusers(tensors: Tensors, modules: dict[str, tuple[str, ...]], width: i
     for ours, theirs in modules.items():
         for leaf in ("weight", "bias"):
             tensor = tensors.get(f"{ours}.{our_leaf(ours, leaf)}")
-            if tensor is None:
+            if tensor is None or (leaf == "bias" and our_leaf(ours, leaf) == "scale"):
                 continue
             if ours.endswith("adaLN_modulation.1"):
                 tensor = torch.cat(tensor.chunk(2)[::-1])
             if ".attn_1." in ours and tensor.ndim == 4:
                 tensor = tensor.flatten(1)
             cuts = [width] * (len(theirs) - 1)
-            parts = tensor.split([*cuts, len(tensor) - sum(cuts)])
+            parts = torch.split(tensor, [*cuts, len(tensor) - sum(cuts)])
             out |= {f"{their}.{leaf}": part for their, part in zip(theirs, parts, strict=True)}
     return out
 
@@ -108,3 +111,18 @@ def quantised(tensors: Tensors, convention: str) -> tuple[Tensors, Tensors, dict
             stored[f"{module}.comfy_quant"] = torch.tensor(list(document), dtype=torch.uint8)
     metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
     return stored, meant, metadata if convention == "metadata" else {}
+
+
+def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> int:
+    """A file with a true header and a hole for data: as large as the real one, and nothing on the disk."""
+    at, entries = 0, {}
+    for name, shape in shapes.items():
+        nbytes = math.prod(shape) * BITS[dtype] // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    text = json.dumps(entries).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + at)
+    return 8 + len(text) + at

@@ -120,7 +120,7 @@ def test_other_files_are_told_apart(tmp_path: Path, data: bytes, says: str) -> N
 def test_gguf_is_known_but_not_rendered(tmp_path: Path) -> None:
     path = tmp_path / "flux1-dev-Q4_0.gguf"
     path.write_bytes(b"GGUF\x03\0\0\0" + bytes(64))
-    with pytest.raises(NotRendered, match="GGUF.*not rendered yet"):
+    with pytest.raises(NotRendered, match=r"GGUF.*not rendered yet"):
         read_header(path)
 
 
