@@ -5,19 +5,21 @@ The file lies on the disk and is read line by line; all that is remembered of a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, literal, select
 
 from farm.db import reading
-from farm.errors import BadInput, TooLarge
+from farm.errors import BadInput, Conflict, FarmError, TooLarge
+from farm.job_queue import JobQueue, NewJob
 from farm.lines import BadLine, Line, parse_line
 from farm.ports import ModelCard
-from farm.tables import JOB, UPLOAD
+from farm.tables import BATCH, JOB, UPLOAD
 
 MAX_LINE = 64 * 1024
 CHUNK = 1000
@@ -36,6 +38,15 @@ class Rules:
     max_lines: int = 1_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class Submission:
+    name: str
+    by: str
+    priority: int = 0  # added to that of each line
+    skip_bad: bool = False
+    again: bool = False  # make it once more, though the project has it already
+
+
 @dataclass(slots=True)
 class Survey:
     """What the first reading finds."""
@@ -47,13 +58,72 @@ class Survey:
     sha256: str = ""  # of what the good lines ask for, defaults filled in: the spelling of the file does not matter
 
 
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    batch_id: int
+    found: Survey
+    repeated: bool  # the project had the same content already: this is that batch
+
+
+def take(file: BinaryIO, submission: Submission, rules: Rules, queue: JobQueue) -> Receipt:
+    """All of a batch is accepted, or nothing; with skip_bad, all that is good."""
+    found = survey(judge(file, rules, queue.engine))
+    problem = refusal(found)
+    if problem is not None and not (submission.skip_bad and found.jobs):
+        raise problem
+    sha256 = None if submission.again else found.sha256
+    first = _same_content(queue.engine, rules.project, sha256)
+    if first is not None:
+        return Receipt(first, found, repeated=True)
+    staged = queue.open_batch(rules.project, submission.name, submission.by, submission.priority)
+    try:
+        _stage(file, rules, queue, staged, found)
+        accepted = queue.accept(staged, sha256, lines=found.lines)
+    except BaseException:
+        # Out of reach as well? Then it is collected later: nobody sees what is only staged.
+        with contextlib.suppress(FarmError):
+            queue.discard(staged)
+        raise
+    return Receipt(accepted, found, repeated=accepted != staged)
+
+
+def _same_content(engine: Engine, project: str, sha256: str | None) -> int | None:
+    same = select(BATCH.c.id).where(BATCH.c.project_id == project, BATCH.c.content_sha256 == sha256)
+    with reading(engine) as connection:
+        return connection.execute(same).scalar() if sha256 else None
+
+
+def _stage(file: BinaryIO, rules: Rules, queue: JobQueue, batch_id: int, found: Survey) -> None:
+    staged = 0
+    for chunk in judge(file, rules, queue.engine):
+        staged += queue.stage(batch_id, (job for line in chunk if isinstance(line, Line) for job in jobs_of(line)))
+        queue.stage_bad(batch_id, (bad for line in chunk if not isinstance(line, Line) for bad in line))
+    if staged != found.jobs:
+        raise Conflict("something the batch refers to was removed meanwhile", fix="submit it again")
+
+
+def jobs_of(line: Line) -> Iterator[NewJob]:
+    for index in range(line.n):
+        yield NewJob(
+            line=line.number,
+            spec=replace(line.spec, seed=line.spec.seed + index),
+            index=index,
+            name=line.id,
+            priority=line.priority,
+            parent_job_id=line.job,
+            parent_name=line.line,
+            upload_id=line.upload,
+        )
+
+
 def survey(chunks: Iterable[list[Judged]]) -> Survey:
     found, digest = Survey(), hashlib.sha256()
     for line in itertools.chain.from_iterable(chunks):
         found.lines += 1
         if isinstance(line, Line):
             found.jobs += line.n
-            digest.update(repr((line.spec, line.n, line.id, line.priority, line.upload, line.job, line.line)).encode())
+            asked = (line.spec, line.n, line.id, line.priority, line.picture, line.job, line.line)
+            digest.update(repr(asked).encode())
         else:
             found.bad_lines += 1
             found.shown += line[: MAX_SHOWN - len(found.shown)]
@@ -70,8 +140,8 @@ def judge(file: BinaryIO, rules: Rules, engine: Engine) -> Iterator[list[Judged]
         count += len(chunk)
         if count > rules.max_lines:
             raise TooLarge(f"the batch has more than {rules.max_lines:,} lines", fix="split it into several")
-        unknown = _unknown_inputs(chunk, rules.project, engine)
-        yield [_linked(line, ids, unknown) if isinstance(line, Line) else line for line in chunk]
+        inputs = _inputs(chunk, rules.project, engine)
+        yield [_linked(line, ids, inputs) if isinstance(line, Line) else line for line in chunk]
 
 
 def read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
@@ -99,27 +169,25 @@ def _parsed(file: BinaryIO, rules: Rules) -> Iterator[Judged]:
             yield parse_line(number, text, rules.catalogue, rules.default_model)
 
 
-def _unknown_inputs(chunk: list[Judged], project: str, engine: Engine) -> set[str | int]:
-    """Uploads and jobs that are not there. Another project's are as unknown as those that never were (law 11)."""
+def _inputs(chunk: list[Judged], project: str, engine: Engine) -> dict[str | int, str]:
+    """The uploads and jobs that are there. Another project's are as unknown as those that never were (law 11)."""
     lines = [line for line in chunk if isinstance(line, Line)]
     uploads = {line.upload for line in lines if line.upload}
     jobs = {line.job for line in lines if line.job}
     if not uploads and not jobs:
-        return set()
+        return {}
+    upload = select(UPLOAD.c.id, UPLOAD.c.key).where(UPLOAD.c.project_id == project, UPLOAD.c.id.in_(uploads))
+    job = select(JOB.c.id, literal("")).where(JOB.c.project_id == project, JOB.c.id.in_(jobs))
     with reading(engine) as connection:
-        known: set[str | int] = set()
-        for table, wanted in ((UPLOAD, uploads), (JOB, jobs)):
-            mine = select(table.c.id).where(table.c.project_id == project, table.c.id.in_(wanted))
-            known |= set(connection.execute(mine).scalars())
-    return (uploads | jobs) - known
+        return {id_: key for query in (upload, job) for id_, key in connection.execute(query)}
 
 
-def _linked(line: Line, ids: dict[str, int], unknown: set[str | int]) -> Judged:
+def _linked(line: Line, ids: dict[str, int], inputs: Mapping[str | int, str]) -> Judged:
     """Only an earlier line can be edited, so no circle can be written."""
     problems = []
-    if line.upload in unknown:
+    if line.upload and line.upload not in inputs:
         problems.append(("image", f"no upload {line.upload} in this project: upload the file first"))
-    if line.job in unknown:
+    if line.job and line.job not in inputs:
         problems.append(("image", f"no job {line.job} in this project"))
     if line.line and line.line not in ids:
         problems.append(("image", f"no good line before this one has the id {line.line!r}"))
@@ -131,7 +199,7 @@ def _linked(line: Line, ids: dict[str, int], unknown: set[str | int]) -> Judged:
         return [BadLine(line.number, *problem) for problem in problems]
     if line.id:
         ids[line.id] = line.n
-    return line
+    return replace(line, picture=inputs[line.upload]) if line.upload else line
 
 
 def refusal(found: Survey) -> BadInput | None:

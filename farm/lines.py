@@ -42,6 +42,7 @@ class Line:
     id: str | None = None
     priority: int = 0
     upload: str | None = None
+    picture: str | None = None  # the store key of its upload, once it is looked up
     job: int | None = None  # the job it edits
     line: str | None = None  # the id of the line it edits
 
@@ -174,7 +175,7 @@ def _line(fields: _Fields, card: ModelCard, catalogue: Mapping[str, ModelCard]) 
     )
     at = fields.integer("priority", 0, -MAX_PRIORITY, MAX_PRIORITY)
     job = int(image["job"]) if image.get("job") else None
-    return Line(fields.number, spec, n, _id(fields), at, image.get("upload"), job, image.get("line"))
+    return Line(fields.number, spec, n, _id(fields), at, image.get("upload"), job=job, line=image.get("line"))
 
 
 def _prompt(fields: _Fields, card: ModelCard) -> str:

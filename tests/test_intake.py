@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, func, insert, select
 
-from farm.db import connect, migrate
-from farm.errors import TooLarge
-from farm.intake import MAX_LINE, MAX_SHOWN, Rules, judge, read_lines, refusal, survey
+from farm.db import DatabaseDown, connect, migrate
+from farm.errors import BadInput, TooLarge
+from farm.intake import MAX_LINE, MAX_SHOWN, Receipt, Rules, Submission, judge, read_lines, refusal, survey, take
+from farm.job_queue import JobQueue
 from farm.lines import FIELDS, MAX_SEED, BadLine, Line, nearest_size, parse_line
 from farm.ports import Licence, ModelCard
-from farm.tables import PROJECT, UPLOAD
+from farm.tables import BAD_LINE, BATCH, JOB, PROJECT, UPLOAD
 
 OPEN = Licence("Apache-2.0", "https://example.org", asks_filter_or_review=False, commercial_use=True)
 TINY = ModelCard(
@@ -293,3 +294,59 @@ def test_memory_stays_flat(engine: Engine) -> None:
         return most
 
     assert peak(8000) < peak(2000) * 1.3
+
+
+def take_in(engine: Engine, file: io.BytesIO, **options: Any) -> Receipt:
+    submission = Submission(name="test", by="someone", **options)
+    return take(file, submission, Rules("ours", CATALOGUE, "tiny"), JobQueue(engine))
+
+
+def staged(engine: Engine) -> tuple[int, int, int]:
+    with engine.begin() as connection:
+        return tuple(connection.execute(select(func.count()).select_from(t)).scalar() for t in (BATCH, JOB, BAD_LINE))  # type: ignore[return-value]
+
+
+def test_nothing_of_a_batch_with_a_bad_line_is_accepted(engine: Engine) -> None:
+    with pytest.raises(BadInput, match="line 1501: steps must be between"):
+        take_in(engine, batch(*[{}] * 1500, {"steps": 0}))
+    assert staged(engine) == (0, 0, 0)
+
+
+def test_bad_lines_are_skipped_on_request_and_kept_with_the_batch(engine: Engine) -> None:
+    receipt = take_in(engine, batch({"n": 3, "seed": 5}, {"steps": 0, "n": 0}), skip_bad=True)
+    assert (receipt.found.jobs, receipt.found.bad_lines, receipt.repeated) == (3, 1, False)
+    assert staged(engine) == (1, 3, 2)
+    with engine.begin() as connection:
+        assert list(connection.execute(select(JOB.c.seed).order_by(JOB.c.id)).scalars()) == [5, 6, 7]
+
+
+def test_a_batch_of_bad_lines_alone_is_refused_even_then(engine: Engine) -> None:
+    with pytest.raises(BadInput):
+        take_in(engine, batch({"steps": 0}), skip_bad=True)
+    assert staged(engine) == (0, 0, 0)
+
+
+def test_the_same_content_is_taken_once_unless_asked_again(engine: Engine) -> None:
+    first = take_in(engine, batch({}, {"width": 64}))
+    same = take_in(engine, io.BytesIO(batch({}, {"width": 64}).getvalue().replace(b": ", b":   ")))
+    again = take_in(engine, batch({}, {"width": 64}), again=True)
+    assert (same.batch_id, same.repeated) == (first.batch_id, True)
+    assert again.batch_id != first.batch_id
+    assert staged(engine)[:2] == (2, 4)
+
+
+def test_an_edit_waits_for_the_line_it_edits(engine: Engine) -> None:
+    take_in(engine, batch({"id": "a"}, {"image": "line:a"}))
+    with engine.begin() as connection:
+        parent, child = connection.execute(select(JOB.c.id, JOB.c.state, JOB.c.parent_job_id).order_by(JOB.c.id)).all()
+    assert (parent.state, child.state, child.parent_job_id) == ("queued", "waiting", parent.id)
+
+
+def test_a_failure_while_staging_leaves_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise DatabaseDown("disk full")
+
+    monkeypatch.setattr(JobQueue, "stage_bad", full)
+    with pytest.raises(DatabaseDown):
+        take_in(engine, batch({}, {"steps": 0}), skip_bad=True)
+    assert staged(engine) == (0, 0, 0)

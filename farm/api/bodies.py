@@ -1,0 +1,40 @@
+"""Request bodies, taken in as they arrive and never held whole beyond their limit."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import BinaryIO
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import Request
+
+from farm.errors import BadInput, TooLarge
+
+IDLE_S = 30.0  # a sender that says nothing for so long is let go
+
+
+async def chunks(request: Request, limit: int, what: str) -> AsyncIterator[bytes]:
+    size, stream = 0, request.stream()
+    while True:
+        try:
+            with anyio.fail_after(IDLE_S):
+                chunk = await anext(stream, None)
+        except TimeoutError as error:
+            raise BadInput(f"nothing more of {what} came for {IDLE_S:g} s", fix="send it again") from error
+        if chunk is None:
+            return
+        size += len(chunk)
+        if size > limit:
+            raise TooLarge(f"{what} is larger than {limit / 2**20:.3g} MiB", fix="send less at a time")
+        yield chunk
+
+
+async def whole(request: Request, limit: int, what: str) -> bytes:
+    return b"".join([chunk async for chunk in chunks(request, limit, what)])
+
+
+async def spool(request: Request, file: BinaryIO, limit: int, what: str) -> None:
+    """To the disk, in a thread, so that a slow disk does not hold up others."""
+    async for chunk in chunks(request, limit, what):
+        await run_sync(file.write, chunk)

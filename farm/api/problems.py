@@ -1,0 +1,75 @@
+"""Every error leaves as an RFC 9457 problem document, whoever raised it."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from farm.errors import FarmError, Fault
+from farm.job import CAUSES, Payer
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 5
+FIXES = {
+    404: "see /openapi.json for the routes",
+    405: "see /openapi.json for what this route takes",
+}
+log = logging.getLogger("farm.api")
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(FarmError, _farm_error)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _crash)
+
+
+def response(error: FarmError) -> JSONResponse:
+    """An outage of something around us is a 503 whatever met it; the client is told to come again."""
+    document = error.problem()
+    if isinstance(error, Fault):
+        document["cause"] = str(error.cause)
+        if CAUSES[error.cause] is Payer.ENVIRONMENT:
+            document["status"] = 503
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_AFTER_S)}}
+    status = int(document["status"])
+    return JSONResponse(document, status, headers=headers.get(status), media_type=MEDIA_TYPE)
+
+
+async def _farm_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, FarmError)
+    return response(error)
+
+
+async def _validation(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [{"field": str(one["loc"][-1]), "reason": one["msg"]} for one in error.errors()]
+    first = problems[0]
+    document = _document(422, "The request is not right", first["reason"])
+    return JSONResponse(document | {"field": first["field"], "errors": problems}, 422, media_type=MEDIA_TYPE)
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    detail = f"{request.method} {request.url.path}: {error.detail}"
+    document = _document(status, HTTPStatus(status).phrase, detail)
+    if status in FIXES:
+        document["fix"] = FIXES[status]
+    return JSONResponse(document, status, headers=error.headers, media_type=MEDIA_TYPE)
+
+
+async def _crash(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s crashed", request.method, request.url.path, exc_info=error)
+    document = _document(500, "The farm failed", f"{type(error).__name__}: the farm's log says more")
+    return JSONResponse(document, 500, media_type=MEDIA_TYPE)
+
+
+def _document(status: int, title: str, detail: str) -> dict[str, Any]:
+    return {"type": "about:blank", "title": title, "status": status, "detail": detail}

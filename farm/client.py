@@ -1,0 +1,108 @@
+"""The farm over HTTP, for the CLI and for programs. What it refuses comes back as the same errors it raised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from farm.errors import BadInput, Conflict, FarmError, Forbidden, NotFound, TooLarge, Unauthorized, Unavailable
+
+BY_STATUS: dict[int, type[FarmError]] = {
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    413: TooLarge,
+    503: Unavailable,
+}
+TIMEOUT = httpx.Timeout(30.0, read=600.0)  # a large batch is checked whole before its answer
+PAGE = 500
+
+
+class FarmClient:
+    def __init__(self, url: str, key: str = "", transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.http.close()
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            answer = self.http.request(method, path, **options)
+        except httpx.TransportError as error:
+            reason = "does not answer" if isinstance(error, httpx.TimeoutException) else "no farm answers"
+            raise Unavailable(f"{reason} at {self.url}: {error}", fix="start one with `farm up`") from error
+        if answer.is_error:
+            raise refused(answer)
+        return answer
+
+    def get(self, path: str, **params: Any) -> Any:
+        return self.request("GET", path, params=_given(params)).json()
+
+    def post(self, path: str, **params: Any) -> Any:
+        return self.request("POST", path, params=_given(params)).json()
+
+    def ready(self) -> dict[str, Any]:
+        """What /readyz says; Unavailable, with what is missing, until everything stands."""
+        answer: dict[str, Any] = self.get("/readyz")
+        return answer
+
+    def upload(self, name: str, data: bytes) -> dict[str, Any]:
+        answer: dict[str, Any] = self.request("POST", "/api/uploads", params={"name": name}, content=data).json()
+        return answer
+
+    def submit(self, lines: Iterable[bytes], **options: Any) -> dict[str, Any]:
+        """Options: name, priority, skip_bad, again."""
+        answer: dict[str, Any] = self.request(
+            "POST", "/api/batches", params=_given(options), content=iter(lines)
+        ).json()
+        return answer
+
+    def batch(self, batch_id: int) -> dict[str, Any]:
+        answer: dict[str, Any] = self.get(f"/api/batches/{batch_id}")
+        return answer
+
+    def job(self, job_id: int) -> dict[str, Any]:
+        answer: dict[str, Any] = self.get(f"/api/jobs/{job_id}")
+        return answer
+
+    def image(self, job_id: int) -> bytes:
+        """The signed file as it lies in the store."""
+        return self.request("GET", f"/api/jobs/{job_id}/image").content
+
+    def pages(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
+        """Every row of a listing, page by page."""
+        after: Any = None
+        while True:
+            page = self.get(path, after=after, limit=PAGE, **params)
+            yield from page["items"]
+            after = page["next"]
+            if after is None:
+                return
+
+
+def refused(answer: httpx.Response) -> FarmError:
+    """The error that a problem document tells of."""
+    try:
+        document = answer.json()
+    except ValueError:
+        document = {}
+    kind = BY_STATUS.get(answer.status_code, BadInput if answer.is_client_error else FarmError)
+    known = {"type", "title", "status", "detail", "field", "fix"}
+    more = {name: value for name, value in document.items() if name not in known}
+    detail = document.get("detail") or f"{answer.request.url} answered {answer.status_code}"
+    return kind(detail, field=document.get("field"), fix=document.get("fix"), **more)
+
+
+def _given(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}

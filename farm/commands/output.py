@@ -1,0 +1,59 @@
+"""What commands print: tables for people, JSON for programs, progress to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDE = 10_000  # without a terminal nothing is cut off
+
+
+def as_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def moment(seconds: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
+
+
+def console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, width=None if terminal else WIDE, highlight=False, soft_wrap=not terminal)
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    view = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        view.add_row(*(Text(_cell(row.get(name)), overflow="ellipsis", no_wrap=True) for name in columns))
+    console().print(view)
+
+
+def facts(row: Mapping[str, Any]) -> None:
+    """One thing, a line a fact."""
+    width = max(len(name) for name in row)
+    for name, value in row.items():
+        if value not in (None, "", [], {}):
+            print(f"{name:<{width}}  {_cell(value)}")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{count} {name}" for name, count in value.items() if count)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " ".join(str("" if value is None else value).split())
