@@ -1,22 +1,40 @@
 """The tables. Every row that belongs to someone names its project. Times are seconds since 1970, UTC.
 
-A **lane** is what the scheduler chooses from: the jobs of one batch that share a shape key and a priority. It lets a claim go
-straight to an index range however many jobs wait, and makes pausing or hiding a batch one small change.
+A **lane** is what the scheduler chooses from: the jobs of one batch that share a shape key and a priority. It lets a
+claim go straight to an index range however many jobs wait, and makes pausing or hiding a batch one small change.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Index, Integer, LargeBinary, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Column, Index, Integer, LargeBinary, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
+
+from farm.job import State
+from farm.ports import Outcome, Stage
 
 # SQLite only counts up by itself on INTEGER; PostgreSQL wants 64 bits.
 BIG = BigInteger().with_variant(Integer, "sqlite")
+NEVER_AGAIN = {"sqlite_autoincrement": True}  # an id that was given once is not given again, even if its row is deleted
+
+BATCH_STATES = ("staging", "open", "paused", "cancelled", "discarded")
+DECISIONS = ("approve", "reject", "withdraw")
+ROLES = ("submitter", "reviewer", "operator")
 
 
 def big_key() -> Any:
     return Field(default=None, sa_column=Column(BIG, primary_key=True, autoincrement=True))
+
+
+def one_of(table: str, column: str, words: Iterable[str]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(str(word)) for word in words)})", name=f"{table}_{column}")
+
+
+def partial(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    """An index of the few rows a hot query looks for. The query must spell the condition out, not bind it."""
+    return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class Project(SQLModel, table=True):
@@ -25,10 +43,12 @@ class Project(SQLModel, table=True):
 
 
 class ApiKey(SQLModel, table=True):
+    __tablename__ = "api_key"
+    __table_args__ = (one_of("api_key", "role", ROLES),)
     id: str = Field(primary_key=True)
     project_id: str = Field(foreign_key="project.id", index=True)
     name: str
-    role: str  # submitter, reviewer, operator
+    role: str
     sha256: str = Field(unique=True)
     created_at: float
     revoked_at: float | None = None
@@ -47,21 +67,19 @@ class Upload(SQLModel, table=True):
 
 
 class Batch(SQLModel, table=True):
-    # One batch per content and project, unless asked for again (then the hash is empty).
     __table_args__ = (
-        Index(
-            "batch_content",
-            "project_id",
-            "content_sha256",
-            unique=True,
-            sqlite_where=text("content_sha256 IS NOT NULL"),
-            postgresql_where=text("content_sha256 IS NOT NULL"),
-        ),
+        # One batch per content and project, unless asked for again (then the hash is empty).
+        partial("batch_content", "project_id", "content_sha256", where="content_sha256 IS NOT NULL", unique=True),
+        partial("batch_unfinished", "updated_at", where="state IN ('staging', 'discarded')"),
+        Index("batch_project", "project_id", "id"),
+        one_of("batch", "state", BATCH_STATES),
+        NEVER_AGAIN,
     )
     id: int | None = big_key()
-    project_id: str = Field(foreign_key="project.id", index=True)
+    project_id: str = Field(foreign_key="project.id")
     name: str
-    state: str  # staging (invisible), open, paused, cancelled
+    state: str  # staging (invisible), open, paused, cancelled, discarded (being deleted)
+    priority: int = 0  # added to each line's own
     content_sha256: str | None = None
     lines: int = 0
     jobs: int = 0
@@ -69,6 +87,7 @@ class Batch(SQLModel, table=True):
     submitted_by: str = ""
     reason: str = ""  # why it is paused or cancelled
     created_at: float
+    updated_at: float
 
 
 class BadLine(SQLModel, table=True):
@@ -82,31 +101,30 @@ class BadLine(SQLModel, table=True):
 
 
 class Lane(SQLModel, table=True):
-    __table_args__ = (UniqueConstraint("batch_id", "shape_key", "priority"),)
+    __table_args__ = (
+        UniqueConstraint("batch_id", "shape_key", "priority", name="lane_key"),
+        Index("lane_open", "batch_id", sqlite_where=text("open = 1"), postgresql_where=text("open")),
+    )
     id: int | None = big_key()
     project_id: str
     batch_id: int = Field(sa_column=Column(BIG, nullable=False))
     model: str
     shape_key: str
     priority: int
-    open: bool = Field(index=True)  # may hold queued jobs; an empty lane is closed by the claim that finds it so
+    open: bool  # may hold queued jobs; an empty lane is closed by the claim that finds it so
     created_at: float
 
 
 class Job(SQLModel, table=True):
     __table_args__ = (
-        Index("job_claim", "lane_id", "state", "not_before", "id"),
-        Index("job_batch_state", "batch_id", "state"),
-        Index("job_batch_name", "batch_id", "name"),
-        Index(
-            "job_lease",
-            "state",
-            "lease_expires_at",
-            sqlite_where=text("state = 'leased'"),
-            postgresql_where=text("state = 'leased'"),
-        ),
-        Index("job_parent", "parent_job_id"),
-        Index("job_project", "project_id", "state", "id"),
+        partial("job_claim", "lane_id", "not_before", "id", where="state = 'queued'"),
+        partial("job_lease", "lease_expires_at", where="state = 'leased'"),
+        partial("job_child", "parent_job_id", where="parent_job_id IS NOT NULL"),
+        partial("job_name", "batch_id", "name", "index", where="name IS NOT NULL", unique=True),
+        Index("job_batch_state", "batch_id", "state", "id"),
+        Index("job_project_state", "project_id", "state", "id"),
+        one_of("job", "state", State),
+        NEVER_AGAIN,
     )
     id: int | None = big_key()
     project_id: str
@@ -127,8 +145,10 @@ class Job(SQLModel, table=True):
     edit: bool = False
     priority: int = 0
     parent_job_id: int | None = Field(default=None, sa_column=Column(BIG))
+    parent_name: str | None = None  # the `id` of the earlier line it edits
     upload_id: str | None = None
     attempt: int = 0
+    forgiven: int = 0  # faults of attempts up to this one no longer count: a person asked for a retry
     owner: str | None = None
     lease_expires_at: float | None = None
     not_before: float = 0.0
@@ -140,10 +160,14 @@ class Job(SQLModel, table=True):
 
 
 class Verdict(SQLModel, table=True):
-    __table_args__ = (UniqueConstraint("job_id", "attempt", "stage", "subject"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "attempt", "stage", "subject", name="verdict_key"),
+        one_of("verdict", "stage", Stage),
+        one_of("verdict", "outcome", Outcome),
+    )
     id: int | None = big_key()
     project_id: str
-    job_id: int = Field(sa_column=Column(BIG, index=True, nullable=False))
+    job_id: int = Field(sa_column=Column(BIG, nullable=False))
     attempt: int
     stage: str
     subject: str
@@ -162,8 +186,9 @@ class Verdict(SQLModel, table=True):
 
 
 class Artifact(SQLModel, table=True):
+    __table_args__ = (Index("artifact_project", "project_id", "id"), NEVER_AGAIN)
     id: int | None = big_key()
-    project_id: str = Field(index=True)
+    project_id: str
     job_id: int = Field(sa_column=Column(BIG, index=True, nullable=False))
     verdict_id: int = Field(sa_column=Column(BIG, nullable=False))
     decision_id: int | None = Field(default=None, sa_column=Column(BIG))  # the approval its signature records
@@ -180,11 +205,12 @@ class Artifact(SQLModel, table=True):
 
 
 class Decision(SQLModel, table=True):
+    __table_args__ = (one_of("decision", "outcome", DECISIONS),)
     id: int | None = big_key()
     project_id: str
     job_id: int = Field(sa_column=Column(BIG, index=True, nullable=False))
     artifact_id: int = Field(sa_column=Column(BIG, nullable=False))
-    outcome: str  # approve, reject
+    outcome: str
     person: str
     reason: str
     created_at: float
@@ -205,9 +231,13 @@ class JobFault(SQLModel, table=True):
 
 class Event(SQLModel, table=True):
     # `seq` is given by the sealer after commit, so that a reader who resumes misses nothing.
+    __table_args__ = (
+        partial("event_unsealed", "id", where="seq IS NULL"),
+        Index("event_project", "project_id", "seq"),
+    )
     id: int | None = big_key()
     seq: int | None = Field(default=None, sa_column=Column(BIG, unique=True))
-    project_id: str = Field(index=True)
+    project_id: str
     batch_id: int | None = Field(default=None, sa_column=Column(BIG))
     job_id: int | None = Field(default=None, sa_column=Column(BIG))
     kind: str
@@ -216,6 +246,7 @@ class Event(SQLModel, table=True):
 
 
 class Audit(SQLModel, table=True):
+    __table_args__ = (partial("audit_unsealed", "id", where="seq IS NULL"),)
     id: int | None = big_key()
     seq: int | None = Field(default=None, sa_column=Column(BIG, unique=True))
     project_id: str
@@ -244,3 +275,21 @@ class Component(SQLModel, table=True):
     state: str  # ready, waiting
     detail: str = ""
     beat_at: float
+
+
+METADATA = SQLModel.metadata
+PROJECT = METADATA.tables["project"]
+API_KEY = METADATA.tables["api_key"]
+UPLOAD = METADATA.tables["upload"]
+BATCH = METADATA.tables["batch"]
+BAD_LINE = METADATA.tables["bad_line"]
+LANE = METADATA.tables["lane"]
+JOB = METADATA.tables["job"]
+VERDICT = METADATA.tables["verdict"]
+ARTIFACT = METADATA.tables["artifact"]
+DECISION = METADATA.tables["decision"]
+JOB_FAULT = METADATA.tables["job_fault"]
+EVENT = METADATA.tables["event"]
+AUDIT = METADATA.tables["audit"]
+AUDIT_HEAD = METADATA.tables["audit_head"]
+COMPONENT = METADATA.tables["component"]

@@ -1,0 +1,129 @@
+"""What people did, in a chain that shows whether it was changed: each sealed row carries the hash of the one before it.
+
+A row is written inside the transaction of the deed itself and sealed after its commit, one sealer at a time, as events
+are. The chain proves that nothing within it was changed, removed or moved; the signed heads prove that its end was not
+cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
+
+from farm.db import AUDIT_LOCK, only_one, reading, transact, upsert
+from farm.events import UNSEALED
+from farm.ports import Signer
+from farm.tables import AUDIT, AUDIT_HEAD
+
+SEAL_AT_ONCE = 1000
+GENESIS = "0" * 64
+SIGNED = ("seq", "project_id", "actor", "action", "subject", "data", "created_at", "previous")
+
+
+def append(
+    connection: Connection, project_id: str, actor: str, action: str, subject: str, now: float, **data: Any
+) -> None:
+    row = {
+        "project_id": project_id,
+        "actor": actor,
+        "action": action,
+        "subject": subject,
+        "data": data,
+        "created_at": now,
+    }
+    connection.execute(insert(AUDIT), [row])
+
+
+def row_hash(row: dict[str, Any]) -> str:
+    words = json.dumps({name: row[name] for name in SIGNED}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def seal(engine: Engine) -> int:
+    sealed = 0
+    while _waiting(engine):
+        count = transact(engine, _seal_some)
+        sealed += count
+        if count < SEAL_AT_ONCE:
+            break
+    return sealed
+
+
+def _waiting(engine: Engine) -> bool:
+    with reading(engine) as connection:
+        return connection.execute(select(AUDIT.c.id).where(UNSEALED).limit(1)).first() is not None
+
+
+def _seal_some(connection: Connection) -> int:
+    only_one(connection, AUDIT_LOCK)
+    seq, previous = _head(connection)
+    fresh = connection.execute(select(AUDIT).where(UNSEALED).order_by(AUDIT.c.id).limit(SEAL_AT_ONCE)).mappings().all()
+    for row in fresh:
+        seq += 1
+        sealed = dict(row) | {"seq": seq, "previous": previous}
+        sealed["sha256"] = row_hash(sealed)
+        values = {name: sealed[name] for name in ("seq", "previous", "sha256")}
+        connection.execute(update(AUDIT).where(AUDIT.c.id == row["id"]).values(values))
+        previous = sealed["sha256"]
+    return len(fresh)
+
+
+def _head(connection: Connection) -> tuple[int, str]:
+    query = select(AUDIT.c.seq, AUDIT.c.sha256).where(AUDIT.c.seq.is_not(None)).order_by(AUDIT.c.seq.desc()).limit(1)
+    row = connection.execute(query).first()
+    return (int(row[0]), str(row[1])) if row else (0, GENESIS)
+
+
+def verify_chain(connection: Connection) -> list[str]:
+    """What is wrong with the chain, in words; empty: it is whole and reaches every signed head."""
+    wrong: list[str] = []
+    heads = {int(seq): str(sha) for seq, sha in connection.execute(select(AUDIT_HEAD.c.seq, AUDIT_HEAD.c.sha256))}
+    rows = connection.execution_options(yield_per=1000).execute(
+        select(AUDIT).where(AUDIT.c.seq.is_not(None)).order_by(AUDIT.c.seq)
+    )
+    expected, previous = 0, GENESIS
+    for row in rows.mappings():
+        expected += 1
+        wrong += _check(row, expected, previous, heads.pop(row["seq"], None))
+        expected, previous = row["seq"], row["sha256"]
+    return wrong + [f"row {seq}: its head was signed, but the row is gone" for seq in heads]
+
+
+def _check(row: RowMapping, expected: int, previous: str, signed: str | None) -> list[str]:
+    seq = row["seq"]
+    checks = {
+        f"row {expected}: missing": seq == expected,
+        f"row {seq}: does not follow the row before it": row["previous"] == previous,
+        f"row {seq}: changed after it was sealed": row_hash(dict(row)) == row["sha256"],
+        f"row {seq}: is not the row whose head was signed": signed is None or signed == row["sha256"],
+    }
+    return [complaint for complaint, holds in checks.items() if not holds]
+
+
+def sign_head(engine: Engine, signer: Signer, clock: Callable[[], float] = time.time) -> int | None:
+    """Have the signer sign the chain's head, once for each head; returns its number, or None if it is not new."""
+    with reading(engine) as connection:
+        seq, sha256 = _head(connection)
+        known = connection.execute(select(AUDIT_HEAD.c.seq).where(AUDIT_HEAD.c.seq == seq)).first()
+    if seq == 0 or known:
+        return None
+    signature = signer.sign_audit_head(seq, sha256)
+    row = {"seq": seq, "sha256": sha256, "signature": signature, "created_at": clock()}
+    transact(
+        engine,
+        lambda it: it.execute(upsert(it, AUDIT_HEAD).values(row).on_conflict_do_nothing()),
+    )
+    return seq
+
+
+def read(engine: Engine, project_id: str | None = None, after_seq: int = 0, limit: int = 500) -> list[dict[str, Any]]:
+    query = select(AUDIT).where(AUDIT.c.seq > after_seq).order_by(AUDIT.c.seq).limit(limit)
+    if project_id is not None:
+        query = query.where(AUDIT.c.project_id == project_id)
+    with reading(engine) as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]

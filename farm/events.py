@@ -1,0 +1,76 @@
+"""What happened, in an order that a reader can resume from.
+
+Transactions commit out of order, so an id given inside one is no place to resume: a reader that has seen 8 would miss a
+7 that commits later. The sealer therefore numbers rows after they are committed, one sealer at a time, and readers see
+numbered rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, insert, literal_column, select, update
+
+from farm.db import EVENT_LOCK, only_one, reading, transact
+from farm.tables import EVENT
+
+SEAL_AT_ONCE = 5000
+# Spelled out, so that both databases use the small index of unsealed rows.
+UNSEALED = literal_column("seq").is_(None)
+
+
+def event(
+    project_id: str, kind: str, now: float, *, batch_id: int | None = None, job_id: int | None = None, **data: Any
+) -> dict[str, Any]:
+    return {
+        "project_id": project_id,
+        "batch_id": batch_id,
+        "job_id": job_id,
+        "kind": kind,
+        "data": data,
+        "created_at": now,
+    }
+
+
+def append(connection: Connection, rows: Iterable[dict[str, Any]]) -> None:
+    if many := list(rows):
+        connection.execute(insert(EVENT), many)
+
+
+def seal(engine: Engine) -> int:
+    """Number what is committed; returns how many. Cheap when there is nothing to do."""
+    sealed = 0
+    while _waiting(engine):
+        count = transact(engine, _seal_some)
+        sealed += count
+        if count < SEAL_AT_ONCE:
+            break
+    return sealed
+
+
+def _waiting(engine: Engine) -> bool:
+    with reading(engine) as connection:
+        return connection.execute(select(EVENT.c.id).where(UNSEALED).limit(1)).first() is not None
+
+
+def _seal_some(connection: Connection) -> int:
+    only_one(connection, EVENT_LOCK)
+    last = connection.execute(select(func.coalesce(func.max(EVENT.c.seq), 0))).scalar_one()
+    place = func.row_number().over(order_by=EVENT.c.id)
+    fresh = select(EVENT.c.id, place.label("place")).where(UNSEALED).order_by(EVENT.c.id).limit(SEAL_AT_ONCE).subquery()
+    number = update(EVENT).values(seq=last + fresh.c.place).where(EVENT.c.id == fresh.c.id)
+    return connection.execute(number).rowcount
+
+
+def read(engine: Engine, after_seq: int = 0, project_id: str | None = None, limit: int = 500) -> list[dict[str, Any]]:
+    query = select(EVENT).where(EVENT.c.seq > after_seq).order_by(EVENT.c.seq).limit(limit)
+    if project_id is not None:
+        query = query.where(EVENT.c.project_id == project_id)
+    with reading(engine) as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def last_seq(engine: Engine) -> int:
+    with reading(engine) as connection:
+        return int(connection.execute(select(func.coalesce(func.max(EVENT.c.seq), 0))).scalar_one())

@@ -1,0 +1,364 @@
+"""From claim to publication: what a dispatcher asks of the queue. Every change is guarded by job, attempt and owner.
+
+A guard that no longer holds means the lease was lost: the result is dropped and counted by a `superseded` event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, bindparam, insert, select, true, update
+from sqlalchemy.exc import IntegrityError
+
+from farm import events, moves
+from farm.db import reading, transaction, upsert
+from farm.errors import Fault
+from farm.job import CAUSES, Cause, Payer, Spec, State, has_failed
+from farm.moves import Move, is_state
+from farm.ports import Lease, Outcome, Verdict
+from farm.tables import ARTIFACT, BATCH, COMPONENT, JOB, JOB_FAULT, LANE, UPLOAD, VERDICT
+
+MAX_DETAIL = 2000
+EXPIRE_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class LaneView:
+    id: int
+    project_id: str
+    batch_id: int
+    model: str
+    shape_key: str
+    priority: int  # the batch's and the line's together
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A signed file that lies in the store and was read back and found Trusted."""
+
+    key: str
+    frame_sha256: str
+    manifest_sha256: str
+    label: str
+    mime: str
+    width: int
+    height: int
+    bytes: int
+    verified_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished(Stored):
+    lease: Lease
+    verdict_id: int
+    outcome: Outcome
+
+
+STORED = tuple(Stored.__dataclass_fields__)
+SPEC = ("model", "prompt", "seed", "width", "height", "steps", "guidance", "format", "edit")
+WANTED = [*moves.LOCKED, JOB.c.upload_id, *(JOB.c[name] for name in SPEC)]
+CLAIM = (
+    select(*WANTED)
+    .where(JOB.c.lane_id == bindparam("lane"), is_state(State.QUEUED), JOB.c.not_before <= bindparam("now"))
+    .order_by(JOB.c.not_before, JOB.c.id)
+    .limit(bindparam("at_most"))
+    .with_for_update(skip_locked=True)
+)
+
+
+class Leasing:
+    engine: Engine
+    clock: Callable[[], float]
+
+    def lanes(self) -> list[LaneView]:
+        """Where queued jobs may be had. A batch that is paused, cancelled or still coming in shows none."""
+        priority = (LANE.c.priority + BATCH.c.priority).label("priority")
+        columns = [LANE.c[name] for name in ("id", "project_id", "batch_id", "model", "shape_key", "created_at")]
+        query = select(*columns, priority).join(BATCH, BATCH.c.id == LANE.c.batch_id)
+        with reading(self.engine) as connection:
+            rows = connection.execute(query.where(LANE.c.open == true(), BATCH.c.state == "open")).mappings()
+            return [LaneView(**row) for row in rows]
+
+    @transaction
+    def claim(self, connection: Connection, lane_id: int, owner: str, limit: int, lease_s: float) -> list[Lease]:
+        now = self.clock()
+        lane = select(BATCH.c.state).join(LANE, LANE.c.batch_id == BATCH.c.id).where(LANE.c.id == lane_id)
+        if connection.execute(lane).scalar() != "open":
+            return []
+        rows = connection.execute(CLAIM, {"lane": lane_id, "now": now, "at_most": limit}).all()
+        if not rows:
+            _close_if_empty(connection, lane_id)
+            return []
+        taken = {"state": State.LEASED, "attempt": JOB.c.attempt + 1, "owner": owner, "lease_expires_at": now + lease_s}
+        connection.execute(
+            update(JOB).where(JOB.c.id.in_([row.id for row in rows])).values(**taken, reason="", updated_at=now)
+        )
+        events.append(connection, (_about(row, "leased", now, attempt=row.attempt + 1, owner=owner) for row in rows))
+        references = _references(connection, rows)
+        return [_lease(row, owner, references.get(row.id)) for row in rows]
+
+    @transaction
+    def heartbeat(
+        self, connection: Connection, owner: str, job_attempts: Iterable[tuple[int, int]], lease_s: float
+    ) -> set[int]:
+        """Extend the leases; those not in the answer are lost, and work on them may stop."""
+        now, attempts = self.clock(), dict(job_attempts)
+        rows = moves.lock(connection, attempts).values()
+        held = [row.id for row in rows if _is_held(row, attempts[row.id], owner)]
+        for some in moves.chunks(held):
+            connection.execute(update(JOB).where(JOB.c.id.in_(some)).values(lease_expires_at=now + lease_s))
+        return set(held)
+
+    @transaction
+    def record(
+        self, connection: Connection, pairs: Sequence[tuple[Lease, Verdict]], *, gang: str = "", weights: str = ""
+    ) -> list[int | None]:
+        """The first of the two transactions: the verdicts, and the end of what they block. None: superseded.
+
+        Saying it twice is saying it once, and the first word stands.
+        """
+        now = self.clock()
+        held = self._held(connection, [lease for lease, _ in pairs])
+        known = _known(connection, {lease.job_id for lease, _ in pairs})
+        fresh = {_key(*pair): pair for pair in pairs if pair[0].job_id in held and _key(*pair) not in known}
+        if fresh:
+            rows = [_verdict_row(lease, verdict, gang, weights, now) for lease, verdict in fresh.values()]
+            statement = insert(VERDICT).returning(VERDICT.c.id, sort_by_parameter_order=True)
+            known |= dict(zip(fresh, connection.execute(statement, rows).scalars(), strict=True))
+        blocked = {
+            lease.job_id: Move(held[lease.job_id], State.BLOCKED, verdict.reason or "blocked", verdict_id=known[key])
+            for key, (lease, verdict) in fresh.items()
+            if verdict.outcome is Outcome.BLOCK
+        }
+        moves.apply(connection, list(blocked.values()), now)
+        _superseded(
+            connection, (lease for lease, verdict in pairs if _key(lease, verdict) not in known), "verdict", now
+        )
+        return [known.get(_key(*pair)) for pair in pairs]
+
+    def publish(self, results: Sequence[Finished]) -> list[bool]:
+        """The second transaction: the artifacts, and the jobs published or held. False: superseded or refused.
+
+        A group commits together; if the database refuses one of it, each is tried alone.
+        """
+        try:
+            return self._publish(results)
+        except IntegrityError as error:
+            if len(results) > 1:
+                return [done for result in results for done in self.publish([result])]
+            reason = str(error.orig).split("\n", maxsplit=1)[0]
+            self.fault(results[0].lease, Fault(Cause.UNVERIFIED, f"the database refused to publish it: {reason}"))
+            return [False]
+
+    @transaction
+    def _publish(self, connection: Connection, results: Sequence[Finished]) -> list[bool]:
+        now = self.clock()
+        held = self._held(connection, [result.lease for result in results])
+        fresh = {result.lease.job_id: result for result in results if result.lease.job_id in held}
+        doubted = _doubted(connection, fresh)
+        rows = [artifact_row(one, one.lease.project_id, id_, one.verdict_id, now) for id_, one in fresh.items()]
+        made = insert_artifacts(connection, rows)
+        ending = []
+        for (job_id, result), artifact_id in zip(fresh.items(), made, strict=True):
+            clear = result.outcome is Outcome.ALLOW and (job_id, result.lease.attempt) not in doubted
+            state = State.PUBLISHED if clear else State.HELD
+            ending.append(Move(held[job_id], state, verdict_id=result.verdict_id, artifact_id=artifact_id))
+        moves.apply(connection, ending, now)
+        late = [result for result in results if fresh.get(result.lease.job_id) is not result]
+        before = _published_before(connection, late)
+        _superseded(connection, (one.lease for one in late if one.lease.job_id not in before), "publication", now)
+        return [result not in late or result.lease.job_id in before for result in results]
+
+    @transaction
+    def fault(
+        self, connection: Connection, lease: Lease, fault: Fault, gang: str | None = None, retry_s: float = 5.0
+    ) -> State | None:
+        """An attempt ended without a verdict. Who pays is the cause's business; the answer is the job's new state."""
+        now = self.clock()
+        held = self._held(connection, [lease])
+        if lease.job_id not in held:
+            _superseded(connection, [lease], str(fault.cause), now)
+            return None
+        job, payer = held[lease.job_id], CAUSES[fault.cause]
+        detail = fault.detail.replace("\0", "")[:MAX_DETAIL]
+        failed = payer is not Payer.ENVIRONMENT and _counts(
+            connection, job, fault.cause, detail, gang or fault.gang, now
+        )
+        later = 0.0 if payer is Payer.JOB else now + retry_s
+        state = State.FAILED if failed else State.QUEUED
+        moves.apply(connection, [Move(job, state, f"{fault.cause}: {detail}", 0.0 if failed else later)], now)
+        return state
+
+    def expire(self) -> int:
+        """Leases whose owner has not been heard of go back to the queue; nobody pays."""
+        total = 0
+        while count := self._expire_some():
+            total += count
+            if count < EXPIRE_AT_ONCE:
+                break
+        return total
+
+    @transaction
+    def _expire_some(self, connection: Connection) -> int:
+        now = self.clock()
+        overdue = select(*moves.LOCKED).where(is_state(State.LEASED), JOB.c.lease_expires_at < now)
+        rows = connection.execute(
+            overdue.order_by(JOB.c.lease_expires_at).limit(EXPIRE_AT_ONCE).with_for_update(skip_locked=True)
+        ).all()
+        reason = f"{Cause.LEASE_LOST}: {{}} was not heard of in time"
+        moves.apply(connection, [Move(row, State.QUEUED, reason.format(row.owner)) for row in rows], now)
+        return len(rows)
+
+    @transaction
+    def beat(self, connection: Connection, name: str, kind: str, state: str, detail: str = "") -> None:
+        """A process says that it lives, and what it waits for."""
+        said = {"kind": kind, "state": state, "detail": detail[:MAX_DETAIL], "beat_at": self.clock()}
+        statement = upsert(connection, COMPONENT).values(name=name, **said)
+        connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=said))
+
+    def _held(self, connection: Connection, leases: Sequence[Lease]) -> dict[int, Row[Any]]:
+        """The rows of those leases that still hold, locked."""
+        rows = moves.lock(connection, (lease.job_id for lease in leases))
+        return {
+            lease.job_id: rows[lease.job_id]
+            for lease in leases
+            if lease.job_id in rows and _is_held(rows[lease.job_id], lease.attempt, lease.owner)
+        }
+
+
+def _is_held(row: Row[Any], attempt: int, owner: str) -> bool:
+    return bool(row.state == State.LEASED and row.attempt == attempt and row.owner == owner)
+
+
+def _close_if_empty(connection: Connection, lane_id: int) -> None:
+    """Whoever puts a job back locks the lane first, so what is not seen under this lock will open it again."""
+    connection.execute(select(LANE.c.id).where(LANE.c.id == lane_id).with_for_update())
+    waiting = select(JOB.c.id).where(JOB.c.lane_id == lane_id, is_state(State.QUEUED)).limit(1)
+    if connection.execute(waiting).first() is None:
+        connection.execute(update(LANE).where(LANE.c.id == lane_id).values(open=False))
+
+
+def _references(connection: Connection, rows: Sequence[Row[Any]]) -> dict[int, tuple[str, str]]:
+    """Job id to the store key and type of the picture it edits."""
+    parents = {row.parent_job_id for row in rows if row.parent_job_id is not None}
+    uploads = {row.upload_id for row in rows if row.upload_id is not None}
+    found: dict[int | str, tuple[str, str]] = {}
+    if parents:
+        query = select(JOB.c.id, ARTIFACT.c.key, ARTIFACT.c.mime).join(ARTIFACT, ARTIFACT.c.id == JOB.c.artifact_id)
+        found |= {id_: (key, mime) for id_, key, mime in connection.execute(query.where(JOB.c.id.in_(parents)))}
+    if uploads:
+        query = select(UPLOAD.c.id, UPLOAD.c.key, UPLOAD.c.mime)
+        found |= {id_: (key, mime) for id_, key, mime in connection.execute(query.where(UPLOAD.c.id.in_(uploads)))}
+    wanted = {row.id: row.parent_job_id or row.upload_id for row in rows}
+    return {job_id: found[source] for job_id, source in wanted.items() if source in found}
+
+
+def _lease(row: Row[Any], owner: str, reference: tuple[str, str] | None) -> Lease:
+    key, mime = reference or (None, None)
+    return Lease(
+        job_id=row.id,
+        attempt=row.attempt + 1,
+        owner=owner,
+        project_id=row.project_id,
+        batch_id=row.batch_id,
+        spec=Spec(**{name: getattr(row, name) for name in SPEC}),
+        parent_job_id=row.parent_job_id,
+        upload_id=row.upload_id,
+        reference_key=key,
+        reference_mime=mime,
+    )
+
+
+def _key(lease: Lease, verdict: Verdict) -> tuple[int, int, str, str]:
+    return lease.job_id, lease.attempt, str(verdict.stage), verdict.subject
+
+
+def _known(connection: Connection, jobs: Iterable[int]) -> dict[tuple[int, int, str, str], int]:
+    columns = VERDICT.c.job_id, VERDICT.c.attempt, VERDICT.c.stage, VERDICT.c.subject, VERDICT.c.id
+    known: dict[tuple[int, int, str, str], int] = {}
+    for some in moves.chunks(jobs):
+        rows = connection.execute(select(*columns).where(VERDICT.c.job_id.in_(some)))
+        known |= {(job, attempt, stage, subject): id_ for job, attempt, stage, subject, id_ in rows}
+    return known
+
+
+def _verdict_row(lease: Lease, verdict: Verdict, gang: str, weights: str, now: float) -> dict[str, Any]:
+    said = {name: getattr(verdict, name) for name in Verdict.__dataclass_fields__}
+    made = {"project_id": lease.project_id, "job_id": lease.job_id, "attempt": lease.attempt, "created_at": now}
+    return (
+        said | made | {"stage": str(verdict.stage), "outcome": str(verdict.outcome), "gang": gang, "weights": weights}
+    )
+
+
+def artifact_row(
+    stored: Stored, project_id: str, job_id: int, verdict_id: int, now: float, decision_id: int | None = None
+) -> dict[str, Any]:
+    row = {name: getattr(stored, name) for name in STORED}
+    made = {"project_id": project_id, "job_id": job_id, "verdict_id": verdict_id, "decision_id": decision_id}
+    return row | made | {"created_at": now}
+
+
+def insert_artifacts(connection: Connection, rows: list[dict[str, Any]]) -> list[int]:
+    if not rows:
+        return []
+    statement = insert(ARTIFACT).returning(ARTIFACT.c.id, sort_by_parameter_order=True)
+    return list(connection.execute(statement, rows).scalars())
+
+
+def _doubted(connection: Connection, jobs: Iterable[int]) -> set[tuple[int, int]]:
+    """Attempts of which some verdict, of the prompt or the picture it edits, was not plainly allowing."""
+    doubted: set[tuple[int, int]] = set()
+    for some in moves.chunks(jobs):
+        query = select(VERDICT.c.job_id, VERDICT.c.attempt).where(
+            VERDICT.c.job_id.in_(some), VERDICT.c.outcome != "allow"
+        )
+        doubted |= {(job, attempt) for job, attempt in connection.execute(query)}
+    return doubted
+
+
+def _published_before(connection: Connection, late: Sequence[Finished]) -> set[int]:
+    """Those that this very attempt published already: the answer to the first time was lost."""
+    if not late:
+        return set()
+    query = select(JOB.c.id, JOB.c.attempt, ARTIFACT.c.key).join(ARTIFACT, ARTIFACT.c.id == JOB.c.artifact_id)
+    query = query.where(
+        JOB.c.id.in_([one.lease.job_id for one in late]), JOB.c.state.in_([State.PUBLISHED, State.HELD])
+    )
+    stands = {tuple(row) for row in connection.execute(query)}
+    return {one.lease.job_id for one in late if (one.lease.job_id, one.lease.attempt, one.key) in stands}
+
+
+def _counts(connection: Connection, job: Row[Any], cause: Cause, detail: str, gang: str | None, now: float) -> bool:
+    """Keep the fault; has the job failed for good with it?"""
+    row = {"project_id": job.project_id, "job_id": job.id, "attempt": job.attempt, "cause": str(cause)}
+    row |= {"payer": str(CAUSES[cause]), "gang": gang, "detail": detail, "created_at": now}
+    connection.execute(insert(JOB_FAULT), [row])
+    query = select(JOB_FAULT.c.cause, JOB_FAULT.c.gang)
+    met = connection.execute(query.where(JOB_FAULT.c.job_id == job.id, JOB_FAULT.c.attempt > job.forgiven))
+    return has_failed([(Cause(cause), gang) for cause, gang in met])
+
+
+def _about(row: Row[Any], kind: str, now: float, **data: Any) -> dict[str, Any]:
+    return events.event(row.project_id, kind, now, batch_id=row.batch_id, job_id=row.id, **data)
+
+
+def _superseded(connection: Connection, leases: Iterable[Lease], what: str, now: float) -> None:
+    events.append(
+        connection,
+        (
+            events.event(
+                lease.project_id,
+                "superseded",
+                now,
+                batch_id=lease.batch_id,
+                job_id=lease.job_id,
+                attempt=lease.attempt,
+                owner=lease.owner,
+                what=what,
+            )
+            for lease in leases
+        ),
+    )

@@ -1,0 +1,1 @@
+"""The schema's history. `farm.db.migrate` runs it on every start."""

@@ -1,0 +1,189 @@
+"""The triggers that hold law 1 in the database itself, whoever writes to it, with whatever tool.
+
+Each rule refuses a row for which `when` and `bad` hold; both dialects are made from the same words. All of them are
+dropped before the schema changes and stand again before that transaction ends, so a rule that changes needs a revision,
+even an empty one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    name: str
+    table: str
+    event: str  # INSERT, UPDATE OF columns, DELETE, TRUNCATE
+    message: str
+    bad: str = "1 = 1"
+    when: str = "1 = 1"
+    locks: str = ""  # PostgreSQL: rows that must stay while `bad` is judged
+    only: str = ""  # the one dialect that needs it
+
+
+VERIFIED = """EXISTS (
+    SELECT 1 FROM artifact a JOIN verdict v ON v.id = a.verdict_id
+    WHERE a.id = NEW.artifact_id AND a.job_id = NEW.id AND a.project_id = NEW.project_id
+      AND a.verified_at IS NOT NULL AND a.manifest_sha256 <> ''
+      AND v.job_id = NEW.id AND v.stage = 'frame' AND v.subject = a.frame_sha256 {more})"""
+# The gate allowed this very frame and had nothing against anything else of that attempt ...
+ALLOWED = """v.outcome = 'allow' AND NOT EXISTS (
+    SELECT 1 FROM verdict o WHERE o.job_id = v.job_id AND o.attempt = v.attempt AND o.outcome <> 'allow')"""
+# ... or a person approved a picture with these very pixels, and it is that person's last word on the job.
+APPROVED = """EXISTS (
+    SELECT 1 FROM decision d JOIN artifact seen ON seen.id = d.artifact_id
+    WHERE d.id = a.decision_id AND d.job_id = NEW.id AND d.outcome = 'approve'
+      AND seen.job_id = NEW.id AND seen.frame_sha256 = a.frame_sha256
+      AND NOT EXISTS (SELECT 1 FROM decision later WHERE later.job_id = d.job_id AND later.id > d.id))"""
+PUBLISHABLE = VERIFIED.format(more=f"AND (({ALLOWED}) OR {APPROVED})")
+HOLDABLE = VERIFIED.format(more="")
+KEEP_ARTIFACT = "PERFORM 1 FROM artifact WHERE id = NEW.artifact_id FOR KEY SHARE;"
+ARTIFACT_REFERS = ["id", "project_id", "job_id", "verdict_id", "decision_id", "created_at"]
+ARTIFACT_HOLDS = ["key", "frame_sha256", "manifest_sha256", "label", "mime", "width", "height", "bytes"]
+ARTIFACT_FACTS = ARTIFACT_REFERS + ARTIFACT_HOLDS
+AUDIT_FACTS = ["id", "project_id", "actor", "action", "subject", "data", "created_at"]
+
+
+def changed(columns: list[str]) -> list[str]:
+    return [f"CAST(NEW.{name} AS TEXT) {{differs}} CAST(OLD.{name} AS TEXT)" for name in columns]
+
+
+def _guards(name: str, event: str) -> list[Rule]:
+    shared = {"table": "job", "event": event, "locks": KEEP_ARTIFACT}
+    return [
+        Rule(
+            f"law1_published_{name}",
+            message="law 1: published needs a verified artifact and an allowing verdict on its frame, or an approval",
+            when="NEW.state = 'published'",
+            bad=f"NOT {PUBLISHABLE}",
+            **shared,
+        ),
+        Rule(
+            f"law1_held_{name}",
+            message="law 1: held needs a verified artifact and a verdict on its frame",
+            when="NEW.state = 'held'",
+            bad=f"NOT {HOLDABLE}",
+            **shared,
+        ),
+    ]
+
+
+def _write_once(table: str) -> list[Rule]:
+    """Rows that are never changed or deleted. SQLite's INSERT OR REPLACE would delete one without asking."""
+    message = f"a row of {table} is never changed or deleted"
+    return [
+        Rule(f"{table}_no_update", table, "UPDATE", message),
+        Rule(f"{table}_no_delete", table, "DELETE", message),
+        Rule(
+            f"{table}_no_replace",
+            table,
+            "INSERT",
+            message,
+            f"EXISTS (SELECT 1 FROM {table} WHERE id = NEW.id)",  # noqa: S608
+            only="sqlite",
+        ),
+        Rule(f"{table}_no_truncate", table, "TRUNCATE", message, only="postgresql"),
+    ]
+
+
+def _except_update(rules: list[Rule]) -> list[Rule]:
+    return [rule for rule in rules if rule.event != "UPDATE"]
+
+
+RULES = [
+    *_guards("insert", "INSERT"),
+    *_guards("update", "UPDATE OF id, project_id, state, artifact_id"),
+    *_write_once("verdict"),
+    Rule(
+        "verdict_no_twin",
+        "verdict",
+        "INSERT",
+        "a verdict is never replaced",
+        "EXISTS (SELECT 1 FROM verdict v WHERE v.job_id = NEW.job_id AND v.attempt = NEW.attempt"
+        " AND v.stage = NEW.stage AND v.subject = NEW.subject)",
+        only="sqlite",
+    ),
+    *_write_once("decision"),
+    *_except_update(_write_once("audit")),
+    Rule(
+        "audit_unsealed",
+        "audit",
+        "INSERT",
+        "an audit row is sealed later",
+        when="NEW.seq IS NOT NULL OR NEW.sha256 IS NOT NULL",
+    ),
+    Rule(
+        "audit_sealed_once",
+        "audit",
+        "UPDATE",
+        "an audit row is sealed once and never changed",
+        " OR ".join(
+            [*changed(AUDIT_FACTS), "OLD.seq IS NOT NULL", "EXISTS (SELECT 1 FROM audit a WHERE a.seq = NEW.seq)"]
+        ),
+    ),
+    *[rule for rule in _except_update(_write_once("artifact")) if rule.event != "DELETE"],
+    Rule(
+        "artifact_verified_once",
+        "artifact",
+        "UPDATE",
+        "an artifact is never changed; it is verified once",
+        " OR ".join([*changed(ARTIFACT_FACTS), "OLD.verified_at IS NOT NULL"]),
+    ),
+    Rule(
+        "artifact_kept",
+        "artifact",
+        "DELETE",
+        "an artifact that a job or a decision refers to is kept",
+        "EXISTS (SELECT 1 FROM job j WHERE j.id = OLD.job_id AND j.artifact_id = OLD.id)"
+        " OR EXISTS (SELECT 1 FROM decision d WHERE d.job_id = OLD.job_id AND d.artifact_id = OLD.id)",
+    ),
+]
+
+
+def rules(dialect: str) -> list[Rule]:
+    return [rule for rule in RULES if rule.only in ("", dialect)]
+
+
+def names(dialect: str) -> set[str]:
+    return {rule.name for rule in rules(dialect)}
+
+
+def create(connection: Connection) -> None:
+    write = _sqlite if connection.dialect.name == "sqlite" else _postgres
+    for rule in rules(connection.dialect.name):
+        for statement in write(rule):
+            connection.exec_driver_sql(statement)
+
+
+def drop(connection: Connection, standing: set[str]) -> None:
+    sqlite = connection.dialect.name == "sqlite"
+    for rule in rules(connection.dialect.name):
+        if rule.name in standing:
+            on = "" if sqlite else f" ON {rule.table}"
+            connection.execute(text(f"DROP TRIGGER {rule.name}{on}"))
+
+
+def _sqlite(rule: Rule) -> list[str]:
+    bad = rule.bad.replace("{differs}", "IS NOT")
+    return [
+        f"CREATE TRIGGER {rule.name} BEFORE {rule.event} ON {rule.table} FOR EACH ROW WHEN ({rule.when}) AND ({bad})"
+        f" BEGIN SELECT RAISE(ABORT, '{rule.message}'); END"
+    ]
+
+
+def _postgres(rule: Rule) -> list[str]:
+    bad = rule.bad.replace("{differs}", "IS DISTINCT FROM")
+    statement = rule.event == "TRUNCATE"
+    keep = "NULL" if statement else "OLD" if rule.event == "DELETE" else "NEW"
+    each = "FOR EACH STATEMENT" if statement else f"FOR EACH ROW WHEN ({rule.when})"
+    body = (
+        f"BEGIN {rule.locks} IF {bad} THEN RAISE EXCEPTION '{rule.message}'"
+        f" USING ERRCODE = 'integrity_constraint_violation'; END IF; RETURN {keep}; END"
+    )
+    return [
+        f"CREATE OR REPLACE FUNCTION {rule.name}() RETURNS trigger LANGUAGE plpgsql AS $body$ {body} $body$",
+        f"CREATE TRIGGER {rule.name} BEFORE {rule.event} ON {rule.table} {each} EXECUTE FUNCTION {rule.name}()",
+    ]

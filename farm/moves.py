@@ -1,0 +1,155 @@
+"""What every change of a job's state brings with it: the guard, the lane, the children, the event. All inside the
+caller's transaction.
+
+Rows are locked jobs first, in the order of their ids, then lanes; the rare deadlock between a parent and its children
+is tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Row, bindparam, func, literal_column, select, update
+
+from farm import events
+from farm.errors import Conflict
+from farm.job import CANCELS_CHILD, RELEASES_CHILD, State, may_move
+from farm.tables import JOB, LANE
+
+CHUNK = 1000  # the most rows one statement names
+T = TypeVar("T")
+NEEDED = {
+    "id",
+    "project_id",
+    "batch_id",
+    "lane_id",
+    "state",
+    "attempt",
+    "forgiven",
+    "owner",
+    "artifact_id",
+    "parent_job_id",
+}
+LOCKED = [column for column in JOB.c if column.name in NEEDED]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One job, as it was locked, and what becomes of it."""
+
+    job: Row[Any]
+    state: State
+    reason: str = ""
+    not_before: float = 0.0
+    forgiven: int | None = None
+    verdict_id: int | None = None
+    artifact_id: int | None = None
+
+
+def is_state(state: State) -> Any:
+    """Spelled out, not bound: only so does either database use an index of the jobs in that state."""
+    return JOB.c.state == literal_column(f"'{state}'")
+
+
+def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
+    many = list(items)
+    return (many[start : start + size] for start in range(0, len(many), size))
+
+
+def lock(connection: Connection, ids: Iterable[int]) -> dict[int, Row[Any]]:
+    locked: dict[int, Row[Any]] = {}
+    for some in chunks(sorted(set(ids))):
+        rows = connection.execute(select(*LOCKED).where(JOB.c.id.in_(some)).order_by(JOB.c.id).with_for_update())
+        locked |= {row.id: row for row in rows}
+    return locked
+
+
+MOVE = (
+    update(JOB)
+    .where(JOB.c.id == bindparam("job"), JOB.c.attempt == bindparam("at_attempt"), JOB.c.state == bindparam("old"))
+    .values(
+        state=bindparam("new"),
+        reason=bindparam("why"),
+        owner=None,
+        lease_expires_at=None,
+        not_before=bindparam("due"),
+        forgiven=func.coalesce(bindparam("pardon"), JOB.c.forgiven),
+        verdict_id=func.coalesce(bindparam("verdict"), JOB.c.verdict_id),
+        artifact_id=func.coalesce(bindparam("artifact"), JOB.c.artifact_id),
+        updated_at=bindparam("at"),
+    )
+)
+
+
+def apply(connection: Connection, moves: Sequence[Move], now: float) -> None:
+    """Make the moves, and those of the children and their children that follow from them."""
+    while moves:
+        _write(connection, moves, now)
+        reopen(connection, {move.job.lane_id for move in moves if move.state is State.QUEUED})
+        moves = _children(connection, moves)
+
+
+def _write(connection: Connection, moves: Sequence[Move], now: float) -> None:
+    for move in moves:
+        if not may_move(State(move.job.state), move.state):
+            raise Conflict(f"job {move.job.id} is {move.job.state} and cannot become {move.state}")
+    done = connection.execute(MOVE, [_values(move, now) for move in moves])
+    if done.rowcount != len(moves):
+        raise Conflict(f"{len(moves) - done.rowcount} of {len(moves)} jobs changed under a lock")
+    events.append(connection, (_event(move, now) for move in moves))
+
+
+def _values(move: Move, now: float) -> dict[str, Any]:
+    job = move.job
+    return {
+        "job": job.id,
+        "at_attempt": job.attempt,
+        "old": job.state,
+        "new": str(move.state),
+        "why": move.reason,
+        "due": move.not_before,
+        "pardon": move.forgiven,
+        "verdict": move.verdict_id,
+        "artifact": move.artifact_id,
+        "at": now,
+    }
+
+
+def _event(move: Move, now: float) -> dict[str, Any]:
+    job = move.job
+    more = {"reason": move.reason} if move.reason else {}
+    return events.event(
+        job.project_id, str(move.state), now, batch_id=job.batch_id, job_id=job.id, attempt=job.attempt, **more
+    )
+
+
+def _children(connection: Connection, moves: Sequence[Move]) -> list[Move]:
+    parents = {move.job.id: move.state for move in moves if move.state in RELEASES_CHILD | CANCELS_CHILD}
+    following: list[Move] = []
+    for some in chunks(sorted(parents)):
+        waiting = select(*LOCKED).where(JOB.c.parent_job_id.in_(some), is_state(State.WAITING))
+        for child in connection.execute(waiting.order_by(JOB.c.id).with_for_update()):
+            state, reason = child_of(child.parent_job_id, parents[child.parent_job_id])
+            following.append(Move(child, state, reason))
+    return following
+
+
+def child_of(parent_id: int, parent: State) -> tuple[State, str]:
+    """What a child becomes when its parent is in this state, and why."""
+    if parent in RELEASES_CHILD:
+        return State.QUEUED, ""
+    if parent in CANCELS_CHILD:
+        return State.CANCELLED, f"the job it edits, {parent_id}, was {parent}"
+    return State.WAITING, f"waits for the job it edits, {parent_id}"
+
+
+def reopen(connection: Connection, lanes: Iterable[int]) -> None:
+    """A lane with queued jobs is open. Its row is locked even if it is: a claim may be about to close it."""
+    for some in chunks(sorted(set(lanes))):
+        rows = connection.execute(
+            select(LANE.c.id, LANE.c.open).where(LANE.c.id.in_(some)).order_by(LANE.c.id).with_for_update()
+        )
+        if closed := [row.id for row in rows if not row.open]:
+            connection.execute(update(LANE).where(LANE.c.id.in_(closed)).values(open=True))
