@@ -233,6 +233,7 @@ class Event(SQLModel, table=True):
     # `seq` is given by the sealer after commit, so that a reader who resumes misses nothing.
     __table_args__ = (
         partial("event_unsealed", "id", where="seq IS NULL"),
+        partial("event_superseded", "project_id", where="kind = 'superseded'"),
         Index("event_project", "project_id", "seq"),
     )
     id: int | None = big_key()

@@ -92,6 +92,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("seq"),
     )
     index("event_project", "event", "project_id", "seq")
+    index("event_superseded", "event", "project_id", where="kind = 'superseded'")
     index("event_unsealed", "event", "id", where="seq IS NULL")
     op.create_table(
         "job",

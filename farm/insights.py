@@ -1,0 +1,205 @@
+"""The one read model: what pages, API, CLI and metrics show. Every answer is of one project; nothing of a batch still
+coming in.
+
+Lists are paged by id: the newest first (`before`), or in the order of submission (`after`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, func, literal_column, select
+
+from farm.db import reading
+from farm.job import UNSETTLED, State
+from farm.tables import ARTIFACT, BAD_LINE, BATCH, COMPONENT, DECISION, EVENT, JOB, JOB_FAULT, VERDICT
+
+Record = dict[str, Any]
+HIDDEN = ("staging", "discarded")
+VISIBLE = BATCH.c.state.not_in(HIDDEN)
+# What a list shows of each job; `sha256` is the file's, because the store is content-addressed.
+LISTED = [
+    *(column for column in JOB.c if column.name not in ("owner", "lane_id", "forgiven")),
+    ARTIFACT.c.key.label("sha256"),
+    ARTIFACT.c.mime.label("mime"),
+    ARTIFACT.c.bytes.label("bytes"),
+    VERDICT.c.outcome.label("verdict"),
+    VERDICT.c.concept.label("concept"),
+]
+SHOWN = [
+    *ARTIFACT.c,
+    *(JOB.c[name] for name in ("batch_id", "line", "index", "name", "state", "model", "prompt", "seed", "format")),
+    *(JOB.c[name] for name in ("parent_job_id", "upload_id")),
+]
+
+
+class Insights:
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
+        self.engine, self.clock = engine, clock
+
+    def batches(self, project_id: str, before: int | None = None, limit: int = 50) -> list[Record]:
+        query = select(BATCH).where(BATCH.c.project_id == project_id, VISIBLE).order_by(BATCH.c.id.desc()).limit(limit)
+        query = query if before is None else query.where(BATCH.c.id < before)
+        with reading(self.engine) as connection:
+            batches = _all(connection, query)
+            counts = _counts(connection, [batch["id"] for batch in batches])
+        return [_with_counts(batch, counts.get(batch["id"], {})) for batch in batches]
+
+    def batch(self, project_id: str, batch_id: int) -> Record | None:
+        """The batch, its counts per state, whether it is settled, and what its unsettled jobs wait for."""
+        query = select(BATCH).where(BATCH.c.project_id == project_id, BATCH.c.id == batch_id, VISIBLE)
+        with reading(self.engine) as connection:
+            batch = _one(connection, query)
+            if batch is None:
+                return None
+            counts = _counts(connection, [batch_id]).get(batch_id, {})
+            return _with_counts(batch, counts) | {"waits": _waits(connection, batch_id)}
+
+    def jobs(
+        self,
+        project_id: str,
+        batch_id: int | None = None,
+        state: str | Collection[str] | None = None,
+        after: int = 0,
+        limit: int = 100,
+    ) -> list[Record]:
+        query = _listing().where(JOB.c.project_id == project_id, VISIBLE, JOB.c.id > after)
+        query = query if batch_id is None else query.where(JOB.c.batch_id == batch_id)
+        if state is not None:
+            query = query.where(JOB.c.state.in_([state] if isinstance(state, str) else list(state)))
+        with reading(self.engine) as connection:
+            return _all(connection, query.order_by(JOB.c.id).limit(limit))
+
+    def job(self, project_id: str, job_id: int) -> Record | None:
+        """Everything about one job: verdicts, faults, artifacts, decisions, and its neighbours in the chain."""
+        with reading(self.engine) as connection:
+            job = _one(connection, _listing().where(JOB.c.project_id == project_id, VISIBLE, JOB.c.id == job_id))
+            if job is None:
+                return None
+            verdicts = [column for column in VERDICT.c if column.name != "embedding"]
+            return job | {
+                "verdicts": _all(
+                    connection, select(*verdicts).where(VERDICT.c.job_id == job_id).order_by(VERDICT.c.id)
+                ),
+                "faults": _all(
+                    connection, select(JOB_FAULT).where(JOB_FAULT.c.job_id == job_id).order_by(JOB_FAULT.c.id)
+                ),
+                "artifacts": _all(
+                    connection, select(ARTIFACT).where(ARTIFACT.c.job_id == job_id).order_by(ARTIFACT.c.id)
+                ),
+                "decisions": _all(
+                    connection, select(DECISION).where(DECISION.c.job_id == job_id).order_by(DECISION.c.id)
+                ),
+                "parent": _relatives(connection, project_id, JOB.c.id == job["parent_job_id"]),
+                "children": _relatives(connection, project_id, JOB.c.parent_job_id == job_id),
+            }
+
+    def artifacts(
+        self, project_id: str, state: str = State.PUBLISHED, after: int = 0, limit: int = 100
+    ) -> list[Record]:
+        """The artifacts of the jobs in one state, in the order of their jobs; page by `job_id`."""
+        query = _shown().where(JOB.c.project_id == project_id, JOB.c.state == str(state), JOB.c.id > after)
+        with reading(self.engine) as connection:
+            return _all(connection, query.order_by(JOB.c.id).limit(limit))
+
+    def gallery(self, project_id: str, limit: int = 60, before: int | None = None) -> list[Record]:
+        """Published artifacts, the newest first; page by their `id`."""
+        query = _shown().where(ARTIFACT.c.project_id == project_id, JOB.c.state == str(State.PUBLISHED))
+        query = query if before is None else query.where(ARTIFACT.c.id < before)
+        with reading(self.engine) as connection:
+            return _all(connection, query.order_by(ARTIFACT.c.id.desc()).limit(limit))
+
+    def artifact(self, project_id: str, artifact_id: int) -> Record | None:
+        """One artifact and the state of its job: who may see it depends on that. One that was replaced is not found."""
+        with reading(self.engine) as connection:
+            return _one(connection, _shown().where(ARTIFACT.c.project_id == project_id, ARTIFACT.c.id == artifact_id))
+
+    def bad_lines(self, project_id: str, batch_id: int, after: int = 0, limit: int = 100) -> list[Record]:
+        query = select(BAD_LINE).join(BATCH, BATCH.c.id == BAD_LINE.c.batch_id).where(VISIBLE)
+        query = query.where(BAD_LINE.c.project_id == project_id, BAD_LINE.c.batch_id == batch_id, BAD_LINE.c.id > after)
+        with reading(self.engine) as connection:
+            return _all(connection, query.order_by(BAD_LINE.c.id).limit(limit))
+
+    def components(self) -> list[Record]:
+        """What each process last said, and how many seconds ago."""
+        now = self.clock()
+        with reading(self.engine) as connection:
+            said = _all(connection, select(COMPONENT).order_by(COMPONENT.c.kind, COMPONENT.c.name))
+        return [row | {"age_s": max(0.0, now - row["beat_at"])} for row in said]
+
+    def conservation(self, batch_id: int) -> Record:
+        """Law 3, of one batch: what was accepted is the sum over the states."""
+        with reading(self.engine) as connection:
+            accepted = connection.execute(select(BATCH.c.jobs).where(BATCH.c.id == batch_id, VISIBLE)).scalar() or 0
+            counts = _counts(connection, [batch_id]).get(batch_id, {})
+        return {"accepted": accepted, "counts": counts, "holds": accepted == sum(counts.values())}
+
+    def counts(self, project_id: str | None = None) -> dict[str, int]:
+        """Jobs per state, every state named; of the whole farm where no project is given (metrics)."""
+        query = select(JOB.c.state, func.count()).join(BATCH, BATCH.c.id == JOB.c.batch_id).where(VISIBLE)
+        query = query if project_id is None else query.where(JOB.c.project_id == project_id)
+        with reading(self.engine) as connection:
+            found = dict(connection.execute(query.group_by(JOB.c.state)).tuples().all())
+        return {str(state): found.get(state, 0) for state in State}
+
+    def superseded(self, project_id: str | None = None) -> int:
+        """How many results came too late and were dropped."""
+        query = select(func.count()).select_from(EVENT).where(EVENT.c.kind == literal_column("'superseded'"))
+        query = query if project_id is None else query.where(EVENT.c.project_id == project_id)
+        with reading(self.engine) as connection:
+            return int(connection.execute(query).scalar_one())
+
+
+def _listing() -> Select[Any]:
+    rows = JOB.join(BATCH, BATCH.c.id == JOB.c.batch_id)
+    rows = rows.outerjoin(ARTIFACT, ARTIFACT.c.id == JOB.c.artifact_id).outerjoin(
+        VERDICT, VERDICT.c.id == JOB.c.verdict_id
+    )
+    return select(*LISTED).select_from(rows)
+
+
+def _shown() -> Select[Any]:
+    return (
+        select(*SHOWN)
+        .select_from(ARTIFACT.join(JOB, JOB.c.artifact_id == ARTIFACT.c.id))
+        .where(JOB.c.id == ARTIFACT.c.job_id)
+    )
+
+
+def _all(connection: Connection, query: Select[Any]) -> list[Record]:
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def _one(connection: Connection, query: Select[Any]) -> Record | None:
+    row = connection.execute(query).mappings().first()
+    return dict(row) if row else None
+
+
+def _counts(connection: Connection, batches: Collection[int]) -> dict[int, dict[str, int]]:
+    query = select(JOB.c.batch_id, JOB.c.state, func.count()).where(JOB.c.batch_id.in_(batches))
+    counts: dict[int, dict[str, int]] = {}
+    for batch_id, state, count in connection.execute(query.group_by(JOB.c.batch_id, JOB.c.state)):
+        counts.setdefault(batch_id, {})[state] = count
+    return counts
+
+
+def _with_counts(batch: Record, counts: dict[str, int]) -> Record:
+    return batch | {"counts": counts, "settled": not any(counts.get(state) for state in UNSETTLED)}
+
+
+def _waits(connection: Connection, batch_id: int) -> list[Record]:
+    """The commonest reasons, with how many jobs each keeps."""
+    count = func.count().label("jobs")
+    waiting = (JOB.c.batch_id == batch_id, JOB.c.state.in_([State.WAITING, State.QUEUED]), JOB.c.reason != "")
+    query = select(JOB.c.state, JOB.c.reason, count).where(*waiting).group_by(JOB.c.state, JOB.c.reason)
+    return _all(connection, query.order_by(count.desc(), JOB.c.reason).limit(10))
+
+
+def _relatives(connection: Connection, project_id: str, which: Any) -> list[Record]:
+    columns = [JOB.c[name] for name in ("id", "batch_id", "state", "prompt", "artifact_id")]
+    query = (
+        select(*columns).join(BATCH, BATCH.c.id == JOB.c.batch_id).where(JOB.c.project_id == project_id, VISIBLE, which)
+    )
+    return _all(connection, query.order_by(JOB.c.id).limit(100))
