@@ -1,0 +1,178 @@
+"""What a file or a folder holds and whether it would load, from headers alone: no torch, no tensor read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from actors.flux.config import FluxConfig
+from actors.flux.containers import Kind, TensorSet, absent_parts, find, tokenizer_near
+from actors.flux.headers import NotRendered, WeightsError
+from actors.flux.names import Part
+from actors.flux.shapes import Shape, Sizes, expected
+from actors.flux.sizes import Differences, deduce, differences
+
+GPUS = (1, 2, 4, 8)
+BYTES = 2  # of a weight in bfloat16, whatever the file stores
+# Activations of one 1024x1024 image per unit of the transformer's width: 4,608 tokens, and a block's widest tensors of
+# qkv + mlp (7 widths) with its results and copies (7 more) at two bytes.
+ACTIVATIONS = 4608 * 14 * 2
+DECODER = 3 * 2**30  # an estimate: the released autoencoder decoding 1024x1024, six of its widest feature maps
+
+
+@dataclass(frozen=True)
+class PartReport:
+    part: Part
+    files: tuple[str, ...]
+    precision: str
+    nbytes: int  # as stored
+    parameters: int
+    sizes: Sizes | None
+    differences: Differences
+    problem: str = ""  # why no sizes follow, if none do
+
+    @property
+    def loads(self) -> bool:
+        return self.sizes is not None and self.differences.none
+
+
+@dataclass(frozen=True)
+class Report:
+    path: str
+    container: Kind
+    model: str
+    precision: str  # of the transformer, or of the only part
+    parts: tuple[PartReport, ...]
+    absent: tuple[str, ...]  # parts and tokenizers that rendering needs as well
+    known: tuple[str, ...]  # recognised, not rendered yet
+    problems: tuple[str, ...]
+    nbytes: int
+    memory_per_gpu: Mapping[int, int]  # the first GPU's bytes, by how many share the model
+    memory_streamed: int  # of one GPU to which blocks come from the host's memory as they are needed
+    loads: bool  # nothing in what is there stands in the way
+
+    @property
+    def complete(self) -> bool:
+        return self.loads and not self.absent
+
+
+def check(path: Path) -> Report:
+    """Judge a file or a folder. Never raises for what it finds: a bad file is a problem in the report."""
+    try:
+        found = find(path)
+    except NotRendered as error:
+        return empty(path, known=(str(error),))
+    except WeightsError as error:
+        return empty(path, problems=(str(error),))
+    parts = tuple(report_part(each) for each in found.sets)
+    absent = [*absent_parts(found), *(f"tokenizer of {each.part}" for each in found.sets if lacks_tokenizer(each))]
+    one_each = {part.part: part for part in reversed(parts) if part.loads}
+    main = [part for part in parts if part.part == "transformer"] or list(parts[:1])
+    return Report(
+        path=str(path),
+        container=found.kind,
+        model=" and ".join(dict.fromkeys(title(part) for part in main)) or "unknown",
+        precision=" and ".join(dict.fromkeys(part.precision for part in main)),
+        parts=parts,
+        absent=tuple(absent),
+        known=found.known,
+        problems=(*found.refused, *(problem_of(part) for part in parts if not part.loads)),
+        nbytes=sum(part.nbytes for part in parts),
+        memory_per_gpu={count: memory(one_each, count) for count in GPUS},
+        memory_streamed=memory(one_each, 1, streamed=True),
+        # A stray bad file beside a whole model does no harm; one that leaves a part absent does.
+        loads=bool(parts) and {part.part for part in parts} == set(one_each) and not (found.refused and absent),
+    )
+
+
+def empty(path: Path, known: tuple[str, ...] = (), problems: tuple[str, ...] = ()) -> Report:
+    none = dict.fromkeys(GPUS, 0)
+    return Report(str(path), "file", "unknown", "", (), (), known, problems, 0, none, 0, loads=False)
+
+
+def report_part(stored: TensorSet) -> PartReport:
+    shapes = {name: tensor.shape for name, tensor in stored.named.items()}
+    try:
+        sizes: Sizes | None = deduce(stored.part, shapes, stored.hints)
+        problem = ""
+    except WeightsError as error:
+        sizes, problem = None, str(error)
+    return PartReport(
+        part=stored.part,
+        files=tuple(str(file) for file in stored.files),
+        precision=stored.precision,
+        nbytes=stored.nbytes,
+        parameters=sum(prod(shape) for shape in shapes.values()),
+        sizes=sizes,
+        differences=differences(shapes, expected(sizes)) if sizes else Differences(),
+        problem=problem,
+    )
+
+
+def problem_of(part: PartReport) -> str:
+    return f"{part.files[0]}: {part.problem or part.differences}"
+
+
+def lacks_tokenizer(stored: TensorSet) -> bool:
+    return stored.part in {"t5", "clip"} and tokenizer_near(stored.files, stored.part) is None
+
+
+def title(part: PartReport) -> str:
+    """Dev and Kontext have the same shapes: only the names of file and folders tell them apart."""
+    config = part.sizes
+    if not isinstance(config, FluxConfig):
+        return {"vae": "FLUX.1 autoencoder", "t5": "T5 encoder", "clip": "CLIP text encoder"}.get(part.part, "FLUX.1")
+    released = FluxConfig(guidance_embed=config.guidance_embed)
+    if config != released:
+        return f"FLUX.1 of {config.depth} + {config.depth_single_blocks} blocks, width {config.hidden_size}"
+    if not config.guidance_embed:
+        return "FLUX.1 schnell"
+    return "FLUX.1 Kontext dev" if "kontext" in "/".join(Path(part.files[0]).parts[-3:]).lower() else "FLUX.1 dev"
+
+
+def memory(parts: Mapping[Part, PartReport], gpus: int, *, streamed: bool = False) -> int:
+    """Bytes on the first GPU: its share of the blocks, all that is not shared, and room for one 1024x1024 image."""
+    total = 0
+    for report in parts.values():
+        if report.sizes is None:
+            continue
+        shapes = expected(report.sizes)
+        blocks = {name: size(shape) for name, shape in shapes.items() if is_block(name)}
+        total += sum(size(shape) for name, shape in shapes.items() if name not in blocks)
+        if streamed:
+            total += 2 * largest_block(blocks)
+        elif isinstance(report.sizes, FluxConfig):
+            total += sum(nbytes // gpus if is_sharded(name) else nbytes for name, nbytes in blocks.items())
+        else:
+            total += sum(blocks.values())
+    return total + working_room(parts)
+
+
+def working_room(parts: Mapping[Part, PartReport]) -> int:
+    """The image's activations and the decoder's are never held together."""
+    transformer = parts.get("transformer")
+    width = transformer.sizes.hidden_size if transformer and isinstance(transformer.sizes, FluxConfig) else 0
+    vae = parts.get("vae")
+    share = vae.parameters / 84e6 if vae else 0.0  # of the released autoencoder
+    return max(width * ACTIVATIONS, int(min(1.0, share) * DECODER))
+
+
+def size(shape: Shape) -> int:
+    return BYTES * prod(shape)
+
+
+def is_block(name: str) -> bool:
+    return name.startswith(("double_blocks.", "single_blocks.", "encoder.block."))
+
+
+def is_sharded(name: str) -> bool:
+    """The large linears are split over the GPUs; norms and what modulates stay whole."""
+    return name.endswith(".weight") and "mod" not in name and "norm" not in name
+
+
+def largest_block(blocks: Mapping[str, int]) -> int:
+    totals: dict[str, int] = {}
+    for name, nbytes in blocks.items():
+        block = ".".join(name.split(".")[: 3 if name.startswith("encoder.") else 2])
+        totals[block] = totals.get(block, 0) + nbytes
+    return max(totals.values(), default=0)
