@@ -6,17 +6,20 @@ B jobs, C channels, H rows, W columns, L image tokens.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from actors.flux import latents, sampler
 from actors.flux.model import Flux
 from actors.flux.sampler import Condition, Progress, SavedLatent
 from actors.flux.vae import AutoEncoder
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]  # width, height
@@ -41,7 +44,7 @@ class RenderJob:
     height: int
     steps: int
     guidance: float
-    reference: Image.Image | None = None
+    reference: "Image.Image | None" = None
 
     @property
     def shape(self) -> tuple[int, int, int, bool]:
@@ -114,7 +117,9 @@ class Renderer:
             return None
         return torch.tensor([job.guidance for job in jobs], dtype=torch.float32, device=self.device)
 
-    def encode_reference(self, reference: Image.Image, size: Size) -> Tensor:
+    def encode_reference(self, reference: "Image.Image", size: Size) -> Tensor:
+        from PIL import Image
+
         picture = reference.resize(size, Image.Resampling.LANCZOS)
         return self.vae.encode(latents.to_tensor(picture).to(self.device, self.vae_dtype))
 

@@ -266,3 +266,13 @@ def test_text_is_padded_without_a_mask_and_cut_at_its_length() -> None:
     torch.testing.assert_close(pooled, same_pooled)
     long = text(["a red circle on the blue square " * 40], 8)
     assert long[0].shape == (1, 8, 32)
+
+
+@pytest.mark.parametrize(("dtype", "levels"), [(torch.bfloat16, 2.0), (torch.float16, 0.5)])
+def test_half_precisions_draw_nearly_the_same_picture(dtype: torch.dtype, levels: float) -> None:
+    def drawn(dtype: torch.dtype) -> Pixels:
+        flux, vae = small.small_flux().to(dtype), calm_vae().to(dtype)
+        return Renderer(flux, vae, small.small_text(), "cpu", dtype, max_text=MAX_TEXT).render([job()])[0]
+
+    exact, rough = drawn(torch.float32).astype(int), drawn(dtype).astype(int)
+    assert 0 < np.abs(rough - exact).mean() < levels
