@@ -138,10 +138,10 @@ class Insights:
 
     def counts(self, project_id: str | None = None) -> dict[str, int]:
         """Jobs per state, every state named; of the whole farm where no project is given (metrics)."""
-        query = select(JOB.c.state, func.count()).join(BATCH, BATCH.c.id == JOB.c.batch_id).where(VISIBLE)
+        query = select(JOB.c.state, func.count().label("jobs")).join(BATCH, BATCH.c.id == JOB.c.batch_id).where(VISIBLE)
         query = query if project_id is None else query.where(JOB.c.project_id == project_id)
         with reading(self.engine) as connection:
-            found = dict(connection.execute(query.group_by(JOB.c.state)).tuples().all())
+            found = {row.state: row.jobs for row in connection.execute(query.group_by(JOB.c.state))}
         return {str(state): found.get(state, 0) for state in State}
 
     def superseded(self, project_id: str | None = None) -> int:
