@@ -21,6 +21,7 @@ from farm.ports import Lease
 log = logging.getLogger("farm.dispatcher")
 IDLE_S = 0.1
 TIDY_S = 1.0
+SIGN_HEAD_S = 60.0
 
 
 @dataclass(slots=True)
@@ -134,9 +135,13 @@ class Dispatcher:
 
     def _keep(self) -> None:
         """Heartbeats and tidying, in a thread of their own so that no slow group starves them."""
+        signed_at = 0.0
         while not self.stopping.wait(TIDY_S):
             self._survive(self._beat)
             self._survive(self._tidy)
+            if self.clock() >= signed_at + SIGN_HEAD_S:
+                signed_at = self.clock()
+                self._survive(self._sign_head)
 
     def _beat(self) -> bool:
         for flight in list(self.flights.values()):
@@ -149,12 +154,18 @@ class Dispatcher:
 
     def _tidy(self) -> bool:
         self.queue.expire()
+        self.queue.finish_cancelled()
+        self.queue.collect_abandoned()
         events.seal(self.queue.engine)
         audit.seal(self.queue.engine)
         outage = next(iter(self.outages.values()), None)
         state = "waiting" if outage else "ready"
         detail = f"{outage.cause}: {outage.detail}" if outage else f"{len(self.flights)} groups in flight"
         self.queue.beat(self.owner, "dispatcher", state, detail)
+        return True
+
+    def _sign_head(self) -> bool:
+        audit.sign_head(self.queue.engine, self.ports.signer)
         return True
 
     def _survive(self, step: Callable[[], bool]) -> bool:

@@ -1,0 +1,192 @@
+"""One group from lease to publication, with each port misbehaving in turn; and the dispatcher's loop around it."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sqlalchemy import select
+
+from farm.access import Access
+from farm.db import connect, migrate, reading
+from farm.dispatcher import Dispatcher
+from farm.errors import Fault
+from farm.job import CAUSES, Cause, Payer, Spec, State
+from farm.job_queue import JobQueue, NewJob
+from farm.pipeline import Group, Ports
+from farm.ports import Outcome
+from farm.store import open_store
+from farm.tables import ARTIFACT, JOB, JOB_FAULT, VERDICT
+from tests.fakes import FlatRenderer, StampSigner, StampVerifier, WordGate, away
+
+
+@pytest.fixture
+def ports(tmp_path: Path) -> Ports:
+    engine = connect(f"sqlite:///{tmp_path}/farm.db")
+    migrate(engine)
+    Access(engine).create_project("p")
+    store = open_store(f"file://{tmp_path}/store")
+    parts = (JobQueue(engine), FlatRenderer(), WordGate(), StampSigner(), StampVerifier(), store)
+    yield Ports(*parts, retry_s=0.0)
+    engine.dispose()
+
+
+def spec(prompt: str = "a red circle", **more: object) -> Spec:
+    return replace(Spec("tiny", prompt, 1, 32, 32, 4, 3.5), **more)  # type: ignore[arg-type]
+
+
+def submit(ports: Ports, *jobs: NewJob) -> int:
+    batch = ports.queue.open_batch("p", "test", "tester")
+    ports.queue.stage(batch, jobs)
+    return ports.queue.accept(batch, None)
+
+
+def lease_all(ports: Ports, owner: str = "worker") -> list:
+    return [lease for lane in ports.queue.lanes() for lease in ports.queue.claim(lane.id, owner, 50, 30)]
+
+
+def states(ports: Ports) -> Counter[str]:
+    with reading(ports.queue.engine) as connection:
+        return Counter(connection.execute(select(JOB.c.state)).scalars())
+
+
+def rows(ports: Ports, table: object) -> list:
+    with reading(ports.queue.engine) as connection:
+        return connection.execute(select(table)).mappings().all()
+
+
+def run(ports: Ports) -> list[Fault]:
+    group = Group(ports)
+    group.run(lease_all(ports))
+    return group.faults
+
+
+def test_a_job_ends_published_with_its_verdict_and_artifact(ports: Ports) -> None:
+    submit(ports, NewJob(line=1, spec=spec()))
+    assert run(ports) == []
+    assert states(ports) == {"published": 1}
+    (artifact,) = rows(ports, ARTIFACT)
+    assert ports.store.get(artifact["key"]).endswith(artifact["frame_sha256"].encode())
+    assert {row["stage"] for row in rows(ports, VERDICT)} == {"prompt", "frame"}
+
+
+def test_a_blocked_prompt_never_reaches_the_renderer(ports: Ports) -> None:
+    submit(ports, NewJob(line=1, spec=spec("a forbidden thing")))
+    run(ports)
+    assert states(ports) == {"blocked": 1}
+    assert ports.renderer.calls == 0
+
+
+@pytest.mark.parametrize(("outcome", "state"), [(Outcome.BLOCK, "blocked"), (Outcome.REVIEW, "held")])
+def test_what_the_gate_says_of_the_frame_decides(ports: Ports, outcome: Outcome, state: str) -> None:
+    ports.gate.frame_outcome = lambda frame: outcome
+    submit(ports, NewJob(line=1, spec=spec()))
+    run(ports)
+    assert states(ports) == {state: 1}
+    assert len(ports.signer.signed) == (outcome is Outcome.REVIEW)
+
+
+def test_one_that_fails_does_not_take_its_group_along(ports: Ports) -> None:
+    ports.renderer.trouble = lambda request: away(Cause.RENDER_ERROR) if request.spec.seed == 2 else None
+    submit(ports, *(NewJob(line=seed, spec=spec(seed=seed)) for seed in (1, 2, 3)))
+    faults = run(ports)
+    assert [fault.cause for fault in faults] == [Cause.RENDER_ERROR]
+    assert states(ports) == {"published": 2, "queued": 1}
+
+
+@pytest.mark.parametrize("cause", [cause for cause in Cause if CAUSES[cause] is Payer.ENVIRONMENT])
+def test_an_outage_anywhere_delays_and_burns_nothing(ports: Ports, cause: Cause) -> None:
+    submit(ports, NewJob(line=1, spec=spec()))
+    ports.signer.fault = away(cause)
+    for _ in range(5):
+        run(ports)
+    assert states(ports) == {"queued": 1}
+    assert rows(ports, JOB_FAULT) == []
+    assert cause in rows(ports, JOB)[0]["reason"]
+    ports.signer.fault = None
+    run(ports)
+    assert states(ports) == {"published": 1}
+
+
+def test_three_faults_of_its_own_and_it_has_failed_with_all_three_kept(ports: Ports) -> None:
+    ports.gate.fault = away(Cause.GATE_ERROR)
+    submit(ports, NewJob(line=1, spec=spec()))
+    for _ in range(3):
+        run(ports)
+    assert states(ports) == {"failed": 1}
+    assert len(rows(ports, JOB_FAULT)) == 3
+
+
+def test_nothing_is_published_that_does_not_read_back_trusted(ports: Ports) -> None:
+    submit(ports, NewJob(line=1, spec=spec()))
+    ports.verifier.verdict = "Valid"
+    faults = run(ports)
+    assert faults[0].cause is Cause.UNVERIFIED
+    assert states(ports) == {"queued": 1}
+    assert rows(ports, ARTIFACT) == []
+
+
+def test_a_worker_that_lost_its_lease_leaves_no_trace(ports: Ports) -> None:
+    submit(ports, NewJob(line=1, spec=spec()))
+    (late,) = lease_all(ports, "late")
+    ports.queue.clock = lambda: time.time() + 3600
+    assert ports.queue.expire() == 1
+    group = Group(ports)
+    group.run([late])
+    assert states(ports) == {"queued": 1}
+    assert rows(ports, VERDICT) == rows(ports, ARTIFACT) == []
+
+
+def upload(ports: Ports) -> str:
+    out = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(out, "PNG")
+    key = ports.store.put(out.getvalue())
+    access = Access(ports.queue.engine)
+    return str(access.add_upload("p", "red.png", key, "image/png", 32, 32, len(out.getvalue())))
+
+
+def test_a_strangers_picture_is_judged_before_it_is_used(ports: Ports) -> None:
+    ports.gate.frame_outcome = lambda frame: Outcome.BLOCK if frame.pixels[:3] == b"\xff\0\0" else Outcome.ALLOW
+    submit(ports, NewJob(line=1, spec=spec("make it green", edit=True), upload_id=upload(ports)))
+    run(ports)
+    assert states(ports) == {"blocked": 1}
+    assert ports.renderer.calls == 0
+
+
+def dispatch_until(dispatcher: Dispatcher, done: Callable[[], bool], seconds: float = 20) -> None:
+    thread = threading.Thread(target=dispatcher.run)
+    thread.start()
+    until = time.monotonic() + seconds
+    while not done() and time.monotonic() < until:
+        time.sleep(0.02)
+    dispatcher.stop()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    assert done()
+
+
+def test_the_dispatcher_runs_everything_it_can_and_waits_out_an_outage(ports: Ports) -> None:
+    submit(ports, *(NewJob(line=seed, spec=spec(seed=seed)) for seed in range(20)))
+    ports.signer.fault = away(Cause.SIGNER_DOWN)
+    dispatcher = Dispatcher(replace(ports, retry_s=0.2), group=3, workers=2)
+    threading.Timer(0.6, lambda: setattr(ports.signer, "fault", None)).start()
+    dispatch_until(dispatcher, lambda: states(ports) == {"published": 20})
+    assert len(set(ports.signer.signed)) == len(ports.signer.signed) == 20
+    assert rows(ports, JOB_FAULT) == []
+
+
+def test_an_error_nobody_foresaw_is_kept_with_the_job_and_does_not_loop(ports: Ports) -> None:
+    def surprise(request: object) -> Fault:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    ports.renderer.trouble = surprise
+    submit(ports, NewJob(line=1, spec=spec()))
+    dispatch_until(Dispatcher(ports, group=1, workers=1), lambda: states(ports) == {State.FAILED.value: 1})
+    assert all("nobody foresaw this" in row["detail"] for row in rows(ports, JOB_FAULT))
