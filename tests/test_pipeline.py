@@ -6,13 +6,13 @@ import io
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from sqlalchemy import select
+from sqlalchemy import RowMapping, Table, select
 
 from farm.access import Access
 from farm.db import connect, migrate, reading
@@ -21,20 +21,27 @@ from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer, Spec, State
 from farm.job_queue import JobQueue, NewJob
 from farm.pipeline import Group, Ports
-from farm.ports import Outcome
+from farm.ports import Lease, Outcome
 from farm.store import open_store
 from farm.tables import ARTIFACT, JOB, JOB_FAULT, VERDICT
 from tests.fakes import FlatRenderer, StampSigner, StampVerifier, WordGate, away
 
 
+@dataclass(frozen=True)
+class FakePorts(Ports):
+    renderer: FlatRenderer
+    gate: WordGate
+    signer: StampSigner
+    verifier: StampVerifier
+
+
 @pytest.fixture
-def ports(tmp_path: Path) -> Ports:
+def ports(tmp_path: Path) -> Iterator[FakePorts]:
     engine = connect(f"sqlite:///{tmp_path}/farm.db")
     migrate(engine)
     Access(engine).create_project("p")
     store = open_store(f"file://{tmp_path}/store")
-    parts = (JobQueue(engine), FlatRenderer(), WordGate(), StampSigner(), StampVerifier(), store)
-    yield Ports(*parts, retry_s=0.0)
+    yield FakePorts(JobQueue(engine), FlatRenderer(), WordGate(), StampSigner(), StampVerifier(), store, retry_s=0.0)
     engine.dispose()
 
 
@@ -42,33 +49,33 @@ def spec(prompt: str = "a red circle", **more: object) -> Spec:
     return replace(Spec("tiny", prompt, 1, 32, 32, 4, 3.5), **more)  # type: ignore[arg-type]
 
 
-def submit(ports: Ports, *jobs: NewJob) -> int:
+def submit(ports: FakePorts, *jobs: NewJob) -> int:
     batch = ports.queue.open_batch("p", "test", "tester")
     ports.queue.stage(batch, jobs)
     return ports.queue.accept(batch, None)
 
 
-def lease_all(ports: Ports, owner: str = "worker") -> list:
+def lease_all(ports: FakePorts, owner: str = "worker") -> list[Lease]:
     return [lease for lane in ports.queue.lanes() for lease in ports.queue.claim(lane.id, owner, 50, 30)]
 
 
-def states(ports: Ports) -> Counter[str]:
+def states(ports: FakePorts) -> Counter[str]:
     with reading(ports.queue.engine) as connection:
         return Counter(connection.execute(select(JOB.c.state)).scalars())
 
 
-def rows(ports: Ports, table: object) -> list:
+def rows(ports: FakePorts, table: Table) -> list[RowMapping]:
     with reading(ports.queue.engine) as connection:
-        return connection.execute(select(table)).mappings().all()
+        return list(connection.execute(select(table)).mappings().all())
 
 
-def run(ports: Ports) -> list[Fault]:
+def run(ports: FakePorts) -> list[Fault]:
     group = Group(ports)
     group.run(lease_all(ports))
     return group.faults
 
 
-def test_a_job_ends_published_with_its_verdict_and_artifact(ports: Ports) -> None:
+def test_a_job_ends_published_with_its_verdict_and_artifact(ports: FakePorts) -> None:
     submit(ports, NewJob(line=1, spec=spec()))
     assert run(ports) == []
     assert states(ports) == {"published": 1}
@@ -77,7 +84,7 @@ def test_a_job_ends_published_with_its_verdict_and_artifact(ports: Ports) -> Non
     assert {row["stage"] for row in rows(ports, VERDICT)} == {"prompt", "frame"}
 
 
-def test_a_blocked_prompt_never_reaches_the_renderer(ports: Ports) -> None:
+def test_a_blocked_prompt_never_reaches_the_renderer(ports: FakePorts) -> None:
     submit(ports, NewJob(line=1, spec=spec("a forbidden thing")))
     run(ports)
     assert states(ports) == {"blocked": 1}
@@ -85,7 +92,7 @@ def test_a_blocked_prompt_never_reaches_the_renderer(ports: Ports) -> None:
 
 
 @pytest.mark.parametrize(("outcome", "state"), [(Outcome.BLOCK, "blocked"), (Outcome.REVIEW, "held")])
-def test_what_the_gate_says_of_the_frame_decides(ports: Ports, outcome: Outcome, state: str) -> None:
+def test_what_the_gate_says_of_the_frame_decides(ports: FakePorts, outcome: Outcome, state: str) -> None:
     ports.gate.frame_outcome = lambda frame: outcome
     submit(ports, NewJob(line=1, spec=spec()))
     run(ports)
@@ -93,7 +100,7 @@ def test_what_the_gate_says_of_the_frame_decides(ports: Ports, outcome: Outcome,
     assert len(ports.signer.signed) == (outcome is Outcome.REVIEW)
 
 
-def test_one_that_fails_does_not_take_its_group_along(ports: Ports) -> None:
+def test_one_that_fails_does_not_take_its_group_along(ports: FakePorts) -> None:
     ports.renderer.trouble = lambda request: away(Cause.RENDER_ERROR) if request.spec.seed == 2 else None
     submit(ports, *(NewJob(line=seed, spec=spec(seed=seed)) for seed in (1, 2, 3)))
     faults = run(ports)
@@ -102,7 +109,7 @@ def test_one_that_fails_does_not_take_its_group_along(ports: Ports) -> None:
 
 
 @pytest.mark.parametrize("cause", [cause for cause in Cause if CAUSES[cause] is Payer.ENVIRONMENT])
-def test_an_outage_anywhere_delays_and_burns_nothing(ports: Ports, cause: Cause) -> None:
+def test_an_outage_anywhere_delays_and_burns_nothing(ports: FakePorts, cause: Cause) -> None:
     submit(ports, NewJob(line=1, spec=spec()))
     ports.signer.fault = away(cause)
     for _ in range(5):
@@ -115,7 +122,7 @@ def test_an_outage_anywhere_delays_and_burns_nothing(ports: Ports, cause: Cause)
     assert states(ports) == {"published": 1}
 
 
-def test_three_faults_of_its_own_and_it_has_failed_with_all_three_kept(ports: Ports) -> None:
+def test_three_faults_of_its_own_and_it_has_failed_with_all_three_kept(ports: FakePorts) -> None:
     ports.gate.fault = away(Cause.GATE_ERROR)
     submit(ports, NewJob(line=1, spec=spec()))
     for _ in range(3):
@@ -124,7 +131,7 @@ def test_three_faults_of_its_own_and_it_has_failed_with_all_three_kept(ports: Po
     assert len(rows(ports, JOB_FAULT)) == 3
 
 
-def test_nothing_is_published_that_does_not_read_back_trusted(ports: Ports) -> None:
+def test_nothing_is_published_that_does_not_read_back_trusted(ports: FakePorts) -> None:
     submit(ports, NewJob(line=1, spec=spec()))
     ports.verifier.verdict = "Valid"
     faults = run(ports)
@@ -133,7 +140,7 @@ def test_nothing_is_published_that_does_not_read_back_trusted(ports: Ports) -> N
     assert rows(ports, ARTIFACT) == []
 
 
-def test_a_worker_that_lost_its_lease_leaves_no_trace(ports: Ports) -> None:
+def test_a_worker_that_lost_its_lease_leaves_no_trace(ports: FakePorts) -> None:
     submit(ports, NewJob(line=1, spec=spec()))
     (late,) = lease_all(ports, "late")
     ports.queue.clock = lambda: time.time() + 3600
@@ -144,7 +151,7 @@ def test_a_worker_that_lost_its_lease_leaves_no_trace(ports: Ports) -> None:
     assert rows(ports, VERDICT) == rows(ports, ARTIFACT) == []
 
 
-def upload(ports: Ports) -> str:
+def upload(ports: FakePorts) -> str:
     out = io.BytesIO()
     Image.new("RGB", (32, 32), "red").save(out, "PNG")
     key = ports.store.put(out.getvalue())
@@ -152,7 +159,7 @@ def upload(ports: Ports) -> str:
     return str(access.add_upload("p", "red.png", key, "image/png", 32, 32, len(out.getvalue())))
 
 
-def test_a_strangers_picture_is_judged_before_it_is_used(ports: Ports) -> None:
+def test_a_strangers_picture_is_judged_before_it_is_used(ports: FakePorts) -> None:
     ports.gate.frame_outcome = lambda frame: Outcome.BLOCK if frame.pixels[:3] == b"\xff\0\0" else Outcome.ALLOW
     submit(ports, NewJob(line=1, spec=spec("make it green", edit=True), upload_id=upload(ports)))
     run(ports)
@@ -172,7 +179,7 @@ def dispatch_until(dispatcher: Dispatcher, done: Callable[[], bool], seconds: fl
     assert done()
 
 
-def test_the_dispatcher_runs_everything_it_can_and_waits_out_an_outage(ports: Ports) -> None:
+def test_the_dispatcher_runs_everything_it_can_and_waits_out_an_outage(ports: FakePorts) -> None:
     submit(ports, *(NewJob(line=seed, spec=spec(seed=seed)) for seed in range(20)))
     ports.signer.fault = away(Cause.SIGNER_DOWN)
     dispatcher = Dispatcher(replace(ports, retry_s=0.2), group=3, workers=2)
@@ -182,7 +189,7 @@ def test_the_dispatcher_runs_everything_it_can_and_waits_out_an_outage(ports: Po
     assert rows(ports, JOB_FAULT) == []
 
 
-def test_an_error_nobody_foresaw_is_kept_with_the_job_and_does_not_loop(ports: Ports) -> None:
+def test_an_error_nobody_foresaw_is_kept_with_the_job_and_does_not_loop(ports: FakePorts) -> None:
     def surprise(request: object) -> Fault:
         raise ZeroDivisionError("nobody foresaw this")
 
