@@ -3,6 +3,8 @@
 B batch, L image tokens, T text tokens, C channels, D text width, V width of the pooled text; ids have 3 axes.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +64,7 @@ class Flux(nn.Module):
         return vec
 
 
-def compile_blocks(flux: Flux) -> None:
+def compile_blocks(flux: Flux, backend: str | Callable[..., object] = "inductor") -> None:
     """Compile block by block: every block of a kind shares one graph, so that a start takes seconds, not minutes."""
     for block in (*flux.double_blocks, *flux.single_blocks):
-        block.compile(fullgraph=True)
+        block.compile(fullgraph=True, backend=backend)

@@ -23,11 +23,11 @@ def load_reference(source: bytes | str | Path, max_pixels: int = MAX_REFERENCE_P
         with open_capped(source, max_pixels) as picture:
             picture.load()
             upright = ImageOps.exif_transpose(picture)
+        return in_srgb(on_white(eight_bits(upright)), upright.info.get("icc_profile"))
     except BadReference:
         raise
     except DECODING_ERRORS as error:
         raise BadReference(f"the reference picture cannot be decoded: {error}") from error
-    return in_srgb(on_white(eight_bits(upright)), upright.info.get("icc_profile"))
 
 
 def open_capped(source: bytes | str | Path, max_pixels: int) -> Image.Image:

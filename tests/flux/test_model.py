@@ -2,6 +2,7 @@
 
 import dataclasses
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from actors.flux.blocks import DoubleBlock, SingleBlock
 from actors.flux.config import FLUX1_DEV, FLUX1_SCHNELL, FLUX1_VAE, FluxConfig, VaeConfig
-from actors.flux.model import Flux
+from actors.flux.model import Flux, compile_blocks
 from actors.flux.rope import rotation, sinusoid
 from actors.flux.vae import AutoEncoder, spans
 from tests.flux import small
@@ -165,6 +166,22 @@ def test_attention_is_one_module_that_can_be_replaced() -> None:
         block.attend = Watched(block.attend)  # type: ignore[assignment]
     torch.testing.assert_close(flux(**call), before, rtol=0, atol=0)
     assert seen == [(1, 4, 23, 16)] * 4
+
+
+@torch.no_grad()
+def test_the_blocks_compile_whole_with_one_graph_for_each_kind() -> None:
+    flux, call = small.small_flux(), small.inputs(1, 4, 4, False)
+    before = flux(**call)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    compile_blocks(flux, backend=keep)
+    torch.testing.assert_close(flux(**call), before)
+    assert len(graphs) == 2
 
 
 @torch.no_grad()

@@ -39,6 +39,15 @@ def colour(source: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
     return pixel
 
 
+def profile(space: str) -> bytes:
+    made: bytes = ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()  # type: ignore[arg-type]
+    return made
+
+
+# Red light and green light change places.
+SWAPPED = profile("sRGB").replace(b"rXYZ", b"keep").replace(b"gXYZ", b"rXYZ").replace(b"keep", b"gXYZ")
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_alpha_is_laid_on_white(mode: str, kind: str) -> None:
@@ -102,6 +111,24 @@ def test_exif_rotation_is_undone(orientation: int) -> None:
     assert picture.getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_orientation_and_profile_are_both_followed() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    source = saved(Image.new("RGB", (4, 2), (255, 0, 0)), "JPEG", exif=exif, icc_profile=SWAPPED, quality=100)
+    picture = load_reference(source)
+    assert picture.size == (2, 4)
+    assert picture.getpixel((0, 0)) == pytest.approx((0, 255, 0), abs=3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "YCbCr", "LAB", "I", "I;16"])
+def test_every_other_kind_is_a_picture_or_a_kind_refusal(mode: str) -> None:
+    source = saved(Image.new(mode, (3, 2)), "TIFF")
+    try:
+        assert load_reference(source).mode == "RGB"
+    except BadReference:
+        assert mode == "LAB"
+
+
 def test_one_pixel_is_a_picture() -> None:
     assert colour(saved(Image.new("RGB", (1, 1), (1, 2, 3)))) == (1, 2, 3)
 
@@ -111,17 +138,11 @@ def test_the_first_frame_of_an_animation() -> None:
     assert colour(saved(frames[0], "GIF", save_all=True, append_images=frames[1:])) == (255, 0, 0)
 
 
-def profile(space: str) -> bytes:
-    made: bytes = ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()  # type: ignore[arg-type]
-    return made
-
-
 def test_a_colour_profile_is_followed() -> None:
     """A profile whose red light is green: what is stored as red is seen as green."""
-    swapped = profile("sRGB").replace(b"rXYZ", b"keep").replace(b"gXYZ", b"rXYZ").replace(b"keep", b"gXYZ")
     red = Image.new("RGB", (1, 1), (255, 0, 0))
     assert colour(saved(red, icc_profile=profile("sRGB"))) == (255, 0, 0)
-    assert colour(saved(red, icc_profile=swapped)) == (0, 255, 0)
+    assert colour(saved(red, icc_profile=SWAPPED)) == (0, 255, 0)
 
 
 @pytest.mark.parametrize("wrong", [b"not a profile", profile("LAB"), profile("sRGB")[:300]])
