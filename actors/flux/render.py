@@ -3,7 +3,7 @@
 B jobs, C channels, H rows, W columns, L image tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -33,7 +33,12 @@ KONTEXT_SIZES: tuple[Size, ...] = (*TALL, (1024, 1024), *((height, width) for wi
 
 
 class NotFinite(ArithmeticError):
-    """The model gave NaN or infinity: no picture may be made of it."""
+    """The model gave NaN or infinity: no picture may be made of it. `jobs` says which of the batch, by place."""
+
+    def __init__(self, what: str, jobs: Sequence[int]) -> None:
+        places = ", ".join(str(job) for job in jobs)
+        super().__init__(f"NaN or infinity in the {what} of job {places} of this batch: do precision and weights fit?")
+        self.jobs = tuple(jobs)
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,8 @@ class Renderer:
             on_step=seen,
             cancelled=cancelled,
         )
-        return finite(latent_BLC, "latent")
+        finite(latent_BLC, "latent")
+        return latent_BLC
 
     def noise(self, job: RenderJob) -> Tensor:
         config = self.vae.config
@@ -169,7 +175,8 @@ class Renderer:
         """One picture at a time: memory is that of one, and a batch decodes to what its members do alone."""
         grid = latents.unpack(latent_BLC, height, width, self.vae.config.compression).to(self.vae_dtype)
         decode = self.vae.decode_tiled if width * height > self.tile_above else self.vae.decode
-        pictures = (finite(decode(latent), "picture") for latent in torch.split(grid, 1))
+        pictures = [decode(latent) for latent in torch.split(grid, 1)]
+        finite(pictures, "picture")
         # Sizes that are no multiple of a patch were rounded up; the job gets what it asked for.
         return [latents.to_pixels(rgb)[0, :height, :width].numpy() for rgb in pictures]
 
@@ -199,10 +206,10 @@ class Renderer:
         return solution[:-1].T, solution[-1]
 
 
-def finite(values: Tensor, what: str) -> Tensor:
-    if not bool(torch.isfinite(values).all()):
-        raise NotFinite(f"the {what} has NaN or infinite values: the weights or the precision do not fit the model")
-    return values
+def finite(batch: Iterable[Tensor], what: str) -> None:
+    bad = [place for place, values in enumerate(batch) if not bool(torch.isfinite(values).all())]
+    if bad:
+        raise NotFinite(what, bad)
 
 
 def fitting(saved: SavedLatent, like_BLC: Tensor, steps: int) -> SavedLatent:

@@ -241,6 +241,14 @@ def test_bad_numbers_make_no_picture(part: str, value: float) -> None:
         renderer.render([job()])
 
 
+def test_the_error_names_the_jobs_it_is_about(renderer: Renderer) -> None:
+    latent = torch.zeros(3, 6, 64)
+    latent[1, 0, 0] = float("nan")
+    with pytest.raises(NotFinite, match="picture of job 1 of") as caught:
+        renderer.decode(latent, 48, 32)
+    assert caught.value.jobs == (1,)
+
+
 def test_large_pictures_are_tiled_by_their_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = make_renderer(tile_above=48 * 32)
     tiled: list[tuple[int, ...]] = []
