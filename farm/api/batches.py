@@ -1,0 +1,142 @@
+"""Batches: taken in as JSON lines, listed, followed, cancelled, tried again, paused."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Annotated, Any, BinaryIO, cast
+
+from fastapi import APIRouter, Path, Query, Request
+from starlette.concurrency import run_in_threadpool
+
+from farm import intake
+from farm.api.bodies import spool
+from farm.api.callers import Caller, Farm, TheFarm
+from farm.api.jobs import Limit, StateFilter, page
+from farm.errors import NotFound
+from farm.intake import Receipt, Rules, Submission
+from farm.lines import MAX_PRIORITY
+
+router = APIRouter(prefix="/batches", tags=["batches"])
+MAX_BYTES = 2 << 30
+IN_MEMORY = 1 << 20  # a larger body goes to the disk while it comes
+BatchId = Annotated[int, Path(ge=1, lt=2**63)]
+Name = Annotated[str, Query(max_length=200)]
+Reason = Annotated[str, Query(max_length=500)]
+Priority = Annotated[int, Query(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+
+
+@router.post("", status_code=201)
+async def create_batch(
+    request: Request,
+    farm: TheFarm,
+    who: Caller,
+    name: Name = "",
+    skip_bad: bool = False,
+    again: bool = False,
+    priority: Priority = 0,
+) -> dict[str, Any]:
+    """The body is JSON lines. One bad line refuses all, unless `skip_bad`. What the project has already is not made
+    once more, unless `again`."""
+    submission = Submission(name, f"{who.name} ({who.id})", priority, skip_bad, again)
+    with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as file:
+        body = cast(BinaryIO, file)
+        await spool(request, body, MAX_BYTES, "the batch")
+        return await run_in_threadpool(_take, farm, who.project_id, body, submission)
+
+
+def _take(farm: Farm, project: str, body: BinaryIO, submission: Submission) -> dict[str, Any]:
+    rules = Rules(project, farm.catalogue, farm.default_model, farm.settings.max_lines)
+    return _receipt(intake.take(body, submission, rules, farm.queue))
+
+
+def _receipt(receipt: Receipt) -> dict[str, Any]:
+    found = receipt.found
+    return {
+        "id": receipt.batch_id,
+        "lines": found.lines,
+        "jobs": found.jobs,
+        "repeated": receipt.repeated,
+        "bad_lines": [{"line": bad.line, "field": bad.field, "reason": bad.reason} for bad in found.shown],
+        "bad_line_count": found.bad_lines,
+    }
+
+
+@router.get("")
+def list_batches(
+    farm: TheFarm, who: Caller, after: Annotated[int | None, Query(ge=1)] = None, limit: Limit = 100
+) -> dict[str, Any]:
+    """The newest first; `after` is the `next` of the page before."""
+    return page(farm.insights.batches(who.project_id, before=after, limit=limit), limit)
+
+
+@router.get("/{batch_id}")
+def get_batch(farm: TheFarm, who: Caller, batch_id: BatchId) -> dict[str, Any]:
+    """With the count of its jobs in each state, and what they wait for."""
+    return _own(farm, who.project_id, batch_id)
+
+
+@router.get("/{batch_id}/jobs")
+def list_batch_jobs(
+    farm: TheFarm,
+    who: Caller,
+    batch_id: BatchId,
+    state: StateFilter = None,
+    after: Annotated[int, Query(ge=0)] = 0,
+    limit: Limit = 100,
+) -> dict[str, Any]:
+    _own(farm, who.project_id, batch_id)
+    return page(farm.insights.jobs(who.project_id, batch_id, state, after, limit), limit)
+
+
+@router.get("/{batch_id}/bad-lines")
+def list_bad_lines(
+    farm: TheFarm, who: Caller, batch_id: BatchId, after: Annotated[int, Query(ge=0)] = 0, limit: Limit = 100
+) -> dict[str, Any]:
+    """The lines that `skip_bad` left out, and why."""
+    _own(farm, who.project_id, batch_id)
+    return page(farm.insights.bad_lines(who.project_id, batch_id, after, limit), limit)
+
+
+@router.post("/{batch_id}/cancel")
+def cancel_batch(farm: TheFarm, who: Caller, batch_id: BatchId, reason: Reason = "") -> dict[str, Any]:
+    """What was published or held stays."""
+    _own(farm, who.project_id, batch_id)
+    ended = farm.queue.cancel_batch(batch_id, who.name, reason)
+    return {"id": batch_id, "state": "cancelled", "cancelled_jobs": ended}
+
+
+@router.post("/{batch_id}/retry")
+def retry_batch(farm: TheFarm, who: Caller, batch_id: BatchId) -> dict[str, Any]:
+    """Its failed jobs go back to the queue."""
+    _own(farm, who.project_id, batch_id)
+    return {"id": batch_id, "retried_jobs": farm.queue.retry(batch_id=batch_id, by=who.name)}
+
+
+@router.post("/{batch_id}/pause")
+def pause_batch(farm: TheFarm, who: Caller, batch_id: BatchId, reason: Reason = "") -> dict[str, Any]:
+    _own(farm, who.project_id, batch_id)
+    farm.queue.pause(batch_id, who.name, reason)
+    return {"id": batch_id, "state": "paused"}
+
+
+@router.post("/{batch_id}/resume")
+def resume_batch(farm: TheFarm, who: Caller, batch_id: BatchId) -> dict[str, Any]:
+    _own(farm, who.project_id, batch_id)
+    farm.queue.resume(batch_id, who.name)
+    return {"id": batch_id, "state": "open"}
+
+
+@router.post("/{batch_id}/priority")
+def set_priority(farm: TheFarm, who: Caller, batch_id: BatchId, priority: Priority) -> dict[str, Any]:
+    """The batch's part of the priority; it is added to that of each line."""
+    _own(farm, who.project_id, batch_id)
+    farm.queue.set_priority(batch_id, priority, who.name)
+    return {"id": batch_id, "priority": priority}
+
+
+def _own(farm: Farm, project: str, batch_id: int) -> dict[str, Any]:
+    """Another project's batch is as unknown as one that never was (law 11)."""
+    batch = farm.insights.batch(project, batch_id)
+    if batch is None:
+        raise NotFound(f"no batch {batch_id} in this project", fix="`farm ls` lists them")
+    return batch

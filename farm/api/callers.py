@@ -1,0 +1,68 @@
+"""Who asks, and what they may: API keys as bearer tokens, each bound to a project and a role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
+
+from farm.access import Access, KeyView
+from farm.config import Settings
+from farm.errors import BadInput, Unauthorized, nearest
+from farm.insights import Insights
+from farm.job_queue import JobQueue
+from farm.ports import ModelCard, Store
+from farm.tables import ROLES
+
+
+@dataclass(frozen=True, slots=True)
+class Farm:
+    """What the routes work with."""
+
+    settings: Settings
+    queue: JobQueue
+    access: Access
+    insights: Insights
+    store: Store
+    catalogue: Mapping[str, ModelCard]
+    default_model: str | None = None
+
+
+def the_farm(request: Request) -> Farm:
+    farm: Farm = request.app.state.farm
+    return farm
+
+
+def caller(request: Request) -> KeyView:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not key:
+        raise Unauthorized("no API key was sent", field="Authorization", fix="send `Authorization: Bearer KEY`")
+    found = the_farm(request).access.find_key(key.strip())
+    if found is None:
+        raise Unauthorized("this API key is unknown or revoked", field="Authorization")
+    return found
+
+
+def may(who: KeyView, role: str) -> bool:
+    """Each role may do what those before it may."""
+    return ROLES.index(who.role) >= ROLES.index(role)
+
+
+def no_unknown_parameters(request: Request) -> None:
+    known = _parameters(request.scope["route"].dependant)
+    for name in request.query_params:
+        if name not in known:
+            fix = nearest(name, known) if known else "this route takes none"
+            raise BadInput(f"unknown parameter {name!r}", field=name, fix=fix)
+
+
+def _parameters(dependant: Dependant) -> set[str]:
+    own = {parameter.alias for parameter in dependant.query_params}
+    return own.union(*(_parameters(inner) for inner in dependant.dependencies))
+
+
+TheFarm = Annotated[Farm, Depends(the_farm)]
+Caller = Annotated[KeyView, Depends(caller)]

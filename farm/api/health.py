@@ -1,0 +1,71 @@
+"""Is the process alive, can the farm work, and how much is there to do: for supervisors and for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from farm.api.callers import Farm, TheFarm
+from farm.errors import FarmError
+
+router = APIRouter(tags=["health"])
+STALE_S = 15.0  # a process that has not been heard of for so long is away
+NEEDED = ("dispatcher",)  # without one the farm takes batches, but makes no image
+
+
+@router.get("/healthz")
+def healthz() -> dict[str, str]:
+    """This process lives; nothing else is asked."""
+    return {"state": "alive"}
+
+
+@router.get("/readyz")
+def readyz(farm: TheFarm) -> JSONResponse:
+    """200 once images can be made; 503 with what is missing until then."""
+    missing = _missing(farm)
+    return JSONResponse({"state": "waiting" if missing else "ready", "missing": missing}, 503 if missing else 200)
+
+
+def _missing(farm: Farm) -> list[str]:
+    """Anyone may ask, so only the first word of what a process says of itself is passed on."""
+    try:
+        known = farm.insights.components()
+    except FarmError as error:
+        return [f"database: {error.title}"]
+    fresh = [one for one in known if one["age_s"] < STALE_S]
+    missing = []
+    for kind in NEEDED:
+        some = [one for one in fresh if one["kind"] == kind]
+        if not any(one["state"] == "ready" for one in some):
+            missing.append(f"{kind}: {some[0]['detail'].split(':')[0] if some else 'none is running'}")
+    return missing
+
+
+@router.get("/metrics")
+def metrics(farm: TheFarm) -> Response:
+    """Prometheus: the whole farm's counts, no project's own."""
+    registry = CollectorRegistry()
+    registry.register(_Metrics(farm))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Metrics(Collector):
+    def __init__(self, farm: Farm) -> None:
+        self.farm = farm
+
+    def collect(self) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily("farm_jobs", "Jobs per state.", labels=["state"])
+        for state, count in self.farm.insights.counts().items():
+            jobs.add_metric([state], count)
+        words = "Since a process was last heard of."
+        beats = GaugeMetricFamily("farm_component_age_seconds", words, labels=["kind", "name"])
+        for one in self.farm.insights.components():
+            beats.add_metric([one["kind"], one["name"]], one["age_s"])
+        superseded = self.farm.insights.superseded()
+        late = CounterMetricFamily("farm_superseded", "Results that came too late and were dropped.", superseded)
+        yield from (jobs, beats, late)

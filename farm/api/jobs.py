@@ -1,0 +1,103 @@
+"""Jobs and what they made. Images leave as they lie in the store: signed, never encoded again (law 2)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import AfterValidator
+
+from farm.access import KeyView
+from farm.api.callers import Caller, Farm, TheFarm, may
+from farm.errors import BadInput, Conflict, Forbidden, NotFound, nearest
+from farm.job import State
+
+router = APIRouter(tags=["jobs"])
+Limit = Annotated[int, Query(ge=1, le=500)]
+After = Annotated[int, Query(ge=0)]
+JobId = Annotated[int, Path(ge=1, lt=2**63)]
+OPEN = {State.PUBLISHED}
+CASES = {State.HELD, State.APPROVED, State.REJECTED, State.UNLISTED}  # for those who judge
+JUDGES_ONLY = {"margin", "probability", "view"}  # how close a picture came to a rule would teach how to pass it
+
+
+def known_state(state: str | None) -> str | None:
+    if state is not None and state not in set(State):
+        raise BadInput(f"unknown state {state!r}", field="state", fix=nearest(state, State))
+    return state
+
+
+StateFilter = Annotated[str | None, AfterValidator(known_state), Query()]
+
+
+def page(items: list[dict[str, Any]], limit: int, key: str = "id") -> dict[str, Any]:
+    return {"items": items, "next": items[-1][key] if len(items) == limit else None}
+
+
+@router.get("/jobs")
+def list_jobs(
+    farm: TheFarm, who: Caller, state: StateFilter = None, after: After = 0, limit: Limit = 100
+) -> dict[str, Any]:
+    return page(farm.insights.jobs(who.project_id, None, state, after, limit), limit)
+
+
+@router.get("/jobs/{job_id}")
+def get_job(farm: TheFarm, who: Caller, job_id: JobId) -> dict[str, Any]:
+    """With its verdicts, faults, artifacts and decisions, and the jobs before and after it in a chain of edits."""
+    job = _own(farm, who, job_id)
+    if not may(who, "reviewer"):
+        job["verdicts"] = [_without(row, JUDGES_ONLY) for row in job["verdicts"]]
+    return job
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(farm: TheFarm, who: Caller, job_id: JobId, reason: str = Query("", max_length=500)) -> dict[str, Any]:
+    job = _own(farm, who, job_id)
+    if not farm.queue.cancel_job(job_id, who.name, reason):
+        raise Conflict(f"job {job_id} has ended: it is {job['state']}")
+    return {"id": job_id, "state": State.CANCELLED}
+
+
+@router.post("/jobs/{job_id}/retry")
+def retry_job(farm: TheFarm, who: Caller, job_id: JobId) -> dict[str, Any]:
+    job = _own(farm, who, job_id)
+    if not farm.queue.retry(job_ids=[job_id], by=who.name):
+        raise Conflict(f"job {job_id} is {job['state']}: only a failed job can be tried again")
+    return {"id": job_id, "state": State.QUEUED}
+
+
+@router.get("/jobs/{job_id}/image", response_class=Response)
+def get_image(request: Request, farm: TheFarm, who: Caller, job_id: JobId) -> Response:
+    """The signed file. What is held, decided or withdrawn is for reviewers and operators of the project alone."""
+    job = _own(farm, who, job_id)
+    _check_may_see(job, who)
+    headers = {"ETag": f'"{job["sha256"]}"', "Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
+    if headers["ETag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(farm.store.get(job["sha256"]), media_type=job["mime"], headers=headers)
+
+
+@router.get("/artifacts")
+def list_artifacts(farm: TheFarm, who: Caller, after: After = 0, limit: Limit = 100) -> dict[str, Any]:
+    """What is published, in the order of the jobs."""
+    return page(farm.insights.artifacts(who.project_id, State.PUBLISHED, after, limit), limit, "job_id")
+
+
+def _check_may_see(job: dict[str, Any], who: KeyView) -> None:
+    state = State(job["state"])
+    if state not in OPEN | CASES or not job["sha256"]:
+        raise Conflict(f"job {job['id']} is {state}: there is no image to show", reason=job["reason"])
+    if state in CASES and not may(who, "reviewer"):
+        raise Forbidden(f"the image of job {job['id']} is {state}", fix="ask a reviewer of the project")
+
+
+def _own(farm: Farm, who: KeyView, job_id: int) -> dict[str, Any]:
+    """Another project's job is as unknown as one that never was (law 11)."""
+    job = farm.insights.job(who.project_id, job_id)
+    if job is None:
+        raise NotFound(f"no job {job_id} in this project", fix="`farm ls BATCH` lists them")
+    return job
+
+
+def _without(row: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}

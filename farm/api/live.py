@@ -1,0 +1,53 @@
+"""What happened, as it happens: server-sent events with replay, one project's alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from farm import events
+from farm.api.callers import Caller, TheFarm
+from farm.errors import BadInput
+
+router = APIRouter(tags=["events"])
+POLL_S = 0.5
+AT_ONCE = 500
+
+
+def first_seq(request: Request, after: int | None = None, last_event_id: Annotated[str, Header()] = "") -> int | None:
+    """Where to start: after the last event the reader has seen. Named by neither header nor parameter: from now on."""
+    if not last_event_id:
+        return after
+    if not last_event_id.isdecimal():
+        raise BadInput("must be the number of an event", field="Last-Event-ID", fix="send the last `id:` you got")
+    return int(last_event_id)
+
+
+@router.get("/events", response_class=EventSourceResponse)
+async def follow(
+    request: Request,
+    farm: TheFarm,
+    who: Caller,
+    start: Annotated[int | None, Depends(first_seq)],
+    batch: int | None = None,
+) -> AsyncIterator[ServerSentEvent]:
+    engine = farm.queue.engine
+    seen = await run_in_threadpool(events.last_seq, engine) if start is None else start
+    yield ServerSentEvent(comment="following", retry=2000)
+    while not request.app.state.stopping.is_set():
+        rows = await run_in_threadpool(events.read, engine, seen, who.project_id, AT_ONCE)
+        for row in rows:
+            seen = row["seq"]
+            if batch is None or row["batch_id"] == batch:
+                yield ServerSentEvent(id=str(seen), event=row["kind"], data=_shown(row))
+        if len(rows) < AT_ONCE:
+            await asyncio.sleep(POLL_S)
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("seq", "kind", "batch_id", "job_id", "data", "created_at")}

@@ -1,0 +1,32 @@
+"""Pictures to edit. They are kept as received, with whatever manifest they bring, and are never listed or shown."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+
+from farm import pictures
+from farm.api.bodies import whole
+from farm.api.callers import Caller, Farm, TheFarm
+from farm.errors import BadInput
+
+router = APIRouter(tags=["uploads"])
+
+
+@router.post("/uploads", status_code=201)
+async def create_upload(request: Request, farm: TheFarm, who: Caller, name: str = "") -> dict[str, Any]:
+    """The body is the picture itself: PNG, JPEG or WebP. The answer's `id` is what a line's `image` names."""
+    data = await whole(request, farm.settings.max_upload_mb << 20, "the picture")
+    if not data:
+        raise BadInput("the body is empty", fix="send the picture's bytes as the body")
+    return await run_in_threadpool(_keep, farm, who.project_id, name[:200], data)
+
+
+def _keep(farm: Farm, project: str, name: str, data: bytes) -> dict[str, Any]:
+    picture = pictures.inspect(data, farm.settings.max_pixels_in)
+    key = farm.store.put(data)
+    id_ = farm.access.add_upload(project, name, key, picture.mime, picture.width, picture.height, len(data))
+    return {"id": id_, "name": name, "bytes": len(data), "sha256": key} | asdict(picture)

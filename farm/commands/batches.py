@@ -1,0 +1,163 @@
+"""What people do with batches and jobs from a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from farm.commands.output import as_json, facts, moment, say, table
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+BatchId = Annotated[int, typer.Argument(metavar="BATCH")]
+Reason = Annotated[str, typer.Option("--reason", help="Kept with the batch.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=500, help="At most so many, the newest.")]
+
+
+def submit(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines; - reads standard input.")],
+    name: Annotated[str | None, typer.Option(help="The batch's name; left out: the file's.")] = None,
+    priority: Annotated[int, typer.Option(help="Added to that of each line.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad lines out instead of refusing all.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Make it once more, though the farm has it already.")] = False,
+    watch_it: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
+    json_: Json = False,
+) -> None:
+    """Submit a batch: one JSON object a line. Pictures named by path are uploaded."""
+    from farm.commands import submitting
+    from farm.commands.session import open_client
+
+    options: dict[str, Any] = {"priority": priority, "skip_bad": skip_bad, "again": again}
+    with open_client() as client:
+        done = submitting.submit(client, file, **options | ({"name": name} if name else {}))
+    if json_:
+        as_json(done)
+    else:
+        _say_submitted(done)
+    if watch_it:
+        watch(done["id"])
+
+
+def _say_submitted(done: dict[str, Any]) -> None:
+    for bad in done["bad_lines"]:
+        say(f"line {bad['line']}: {bad['field']}: {bad['reason']}")
+    if done["bad_line_count"] > len(done["bad_lines"]):
+        say(f"... {done['bad_line_count']} bad lines were left out in all")
+    known = " (the project has this content already; --again makes it once more)" if done["repeated"] else ""
+    print(f"batch {done['id']}: {done['jobs']} jobs{known}")
+
+
+def ls(
+    batch: Annotated[int | None, typer.Argument(metavar="[BATCH]", help="A batch: list its jobs.")] = None,
+    state: Annotated[str | None, typer.Option(help="Jobs in this state alone.")] = None,
+    limit: Limit = 100,
+    json_: Json = False,
+) -> None:
+    """List batches, or jobs."""
+    from farm.commands.session import open_client
+
+    jobs = batch is not None or state is not None
+    path = "/api/jobs" if jobs else "/api/batches"
+    if batch is not None:
+        path = f"/api/batches/{batch}/jobs"
+    with open_client() as client:
+        options = {"state": state} if jobs else {}
+        rows = client.get(path, limit=limit, **options)["items"]
+    if json_:
+        as_json(rows)
+    elif jobs:
+        table(rows, ["id", "state", "prompt", "model", "seed", "reason"])
+    else:
+        rows = [row | {"created": moment(row["created_at"])} for row in rows]
+        table(rows, ["id", "name", "state", "jobs", "counts", "created"])
+
+
+def show(
+    what: Annotated[str, typer.Argument(metavar="BATCH|job:ID", help="12 is a batch, job:12 a job.")],
+    json_: Json = False,
+) -> None:
+    """Show all that is known of one batch, with its bad lines, or of one job."""
+    from farm.commands.session import open_client
+
+    job = what.removeprefix("job:")
+    with open_client() as client:
+        if what.startswith("job:"):
+            found = client.job(_number(job))
+        else:
+            found = client.batch(_number(what))
+            found["bad_line_list"] = list(client.pages(f"/api/batches/{what}/bad-lines"))
+    if json_:
+        as_json(found)
+        return
+    facts({name: value for name, value in found.items() if not isinstance(value, list)})
+    for name, rows in found.items():
+        if isinstance(rows, list) and rows:
+            print(f"\n{name.removesuffix('_list').replace('_', ' ')}:")
+            table(rows, list(rows[0]))
+
+
+def watch(batch: BatchId) -> None:
+    """Follow a batch to its end. Exit code 1 if a job failed."""
+    from farm.commands.session import follow, open_client
+
+    with open_client() as client:
+        done = follow(client, batch)
+    if done["counts"].get("failed"):
+        raise typer.Exit(1)
+
+
+def cancel(what: Annotated[str, typer.Argument(metavar="BATCH|job:ID")], reason: Reason = "") -> None:
+    """Cancel what has not ended of a batch, or one job."""
+    _deed(what, "cancel", reason=reason or None)
+
+
+def retry(what: Annotated[str, typer.Argument(metavar="BATCH|job:ID")]) -> None:
+    """Try the failed jobs of a batch again, or one job."""
+    _deed(what, "retry")
+
+
+def pause(batch: BatchId, reason: Reason = "") -> None:
+    """Start no more jobs of a batch; those being drawn end."""
+    _deed(str(batch), "pause", reason=reason or None)
+
+
+def resume(batch: BatchId) -> None:
+    """Let a paused batch go on."""
+    _deed(str(batch), "resume")
+
+
+def priority(batch: BatchId, value: Annotated[int, typer.Argument(metavar="PRIORITY", min=-100, max=100)]) -> None:
+    """Change a batch's priority; it is added to that of each line."""
+    _deed(str(batch), "priority", priority=value)
+
+
+def download(batch: BatchId, folder: Annotated[Path, typer.Argument(metavar="DIR")], json_: Json = False) -> None:
+    """Write a batch's published images and index.jsonl into a folder."""
+    from farm.commands import submitting
+    from farm.commands.session import open_client
+
+    with open_client() as client:
+        rows = submitting.download(client, batch, folder)
+    if json_:
+        as_json(rows)
+    else:
+        files = sum(row["file"] is not None for row in rows)
+        print(f"{files} images of {len(rows)} jobs in {folder}, listed in {folder / 'index.jsonl'}")
+
+
+def _deed(what: str, action: str, **params: Any) -> None:
+    from farm.commands.session import open_client
+
+    kind, number = ("jobs", what.removeprefix("job:")) if what.startswith("job:") else ("batches", what)
+    with open_client() as client:
+        done = client.post(f"/api/{kind}/{_number(number)}/{action}", **params)
+    facts(done)
+
+
+def _number(text: str) -> int:
+    from farm.errors import BadInput
+
+    if not text.isdecimal():
+        raise BadInput(f"{text!r} is not a number", field="BATCH|job:ID", fix="12 is a batch, job:12 a job")
+    return int(text)

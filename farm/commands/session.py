@@ -1,0 +1,95 @@
+"""How a command reaches the farm, and how it follows a batch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from farm.commands.output import console, say
+from farm.errors import Unauthorized, Unavailable
+from farm.job import UNSETTLED, State
+
+if TYPE_CHECKING:
+    from farm.client import FarmClient
+    from farm.config import Settings
+
+POLL_S = 0.5
+PATIENCE_S = 60.0  # how long a farm may be away while a batch is followed: the supervisor starts it again
+
+
+def key_path(home: Path) -> Path:
+    return home / "key"
+
+
+def open_client(settings: Settings | None = None) -> FarmClient:
+    from farm import config
+    from farm.client import FarmClient
+
+    settings = settings or config.load()
+    path = key_path(settings.home)
+    key = settings.key or (path.read_text().strip() if path.exists() else "")
+    if not key:
+        raise Unauthorized("no API key", fix=f"set FARM_KEY, or run `farm up`, which writes one to {path}")
+    return FarmClient(settings.api_url, key)
+
+
+def follow(client: FarmClient, batch_id: int) -> dict[str, Any]:
+    """Until every job has ended: a progress bar on a terminal, plain lines elsewhere."""
+    return _bar(client, batch_id) if sys.stderr.isatty() else _lines(client, batch_id)
+
+
+def _bar(client: FarmClient, batch_id: int) -> dict[str, Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    batch, counts = TextColumn("batch {task.fields[batch]}"), TextColumn("{task.fields[counts]}")
+    with Progress(batch, BarColumn(), MofNCompleteColumn(), counts, console=console(stderr=True)) as progress:
+        task = progress.add_task("", batch=batch_id, counts="", total=None)
+
+        def show(found: dict[str, Any]) -> None:
+            progress.update(task, completed=ended(found), total=found["jobs"], counts=summary(found))
+
+        return _poll(client, batch_id, show)
+
+
+def _lines(client: FarmClient, batch_id: int) -> dict[str, Any]:
+    shown = ""
+
+    def show(found: dict[str, Any]) -> None:
+        nonlocal shown
+        line = f"batch {batch_id}: {ended(found)} of {found['jobs']}: {summary(found)}"
+        if line != shown:
+            shown = line
+            say(line)
+
+    return _poll(client, batch_id, show)
+
+
+def _poll(client: FarmClient, batch_id: int, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    heard = time.monotonic()
+    while True:
+        try:
+            batch = client.batch(batch_id)
+            heard = time.monotonic()
+        except Unavailable:
+            if time.monotonic() - heard > PATIENCE_S:
+                raise
+        else:
+            show(batch)
+            if batch["settled"]:
+                return batch
+        time.sleep(POLL_S)
+
+
+def ended(batch: dict[str, Any]) -> int:
+    return sum(count for state, count in batch["counts"].items() if State(state) not in UNSETTLED)
+
+
+def summary(batch: dict[str, Any]) -> str:
+    """Counts per state in the order of a job's life, and what is waited for."""
+    counts = [f"{batch['counts'][state]} {state}" for state in State if batch["counts"].get(state)]
+    waits = [f"{wait['jobs']} wait: {wait['reason']}" for wait in batch.get("waits", [])[:1]]
+    paused = [f"{batch['state']}"] if batch["state"] != "open" else []
+    return "; ".join([", ".join(counts), *paused, *waits])

@@ -1,0 +1,104 @@
+"""A farm without a dispatcher: the API over SQLite and a folder, two projects, a key for each role."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from farm.access import Access
+from farm.api import create_app
+from farm.api.callers import Farm
+from farm.config import Settings
+from farm.db import connect, migrate
+from farm.insights import Insights
+from farm.job import State
+from farm.job_queue import Finished, JobQueue
+from farm.ports import Outcome, Stage, Verdict
+from farm.store import open_store
+from tests.test_intake import CATALOGUE
+
+
+@dataclass
+class World:
+    client: TestClient
+    farm: Farm
+    keys: dict[str, str] = field(default_factory=dict)  # "ours/submitter" and so on
+
+    def ask(self, method: str, path: str, who: str = "ours/submitter", **options: Any) -> Any:
+        headers = {"Authorization": f"Bearer {self.keys[who]}"} | options.pop("headers", {})
+        return self.client.request(method, path, headers=headers, **options)
+
+    def get(self, path: str, who: str = "ours/submitter", **options: Any) -> Any:
+        return self.ask("GET", path, who, **options)
+
+    def post(self, path: str, who: str = "ours/submitter", **options: Any) -> Any:
+        return self.ask("POST", path, who, **options)
+
+    def submit(self, *lines: dict[str, Any], who: str = "ours/submitter", **params: Any) -> Any:
+        return self.post("/api/batches", who, content=jsonl(*lines), params=params)
+
+    def finish(self, outcome: Outcome, data: bytes = b"signed") -> int:
+        """Carry the next job to its end as the dispatcher would; returns its id."""
+        queue = self.farm.queue
+        lane = queue.lanes()[0]
+        (lease,) = queue.claim(lane.id, "test", 1, 30.0)
+        verdict = Verdict(Stage.FRAME, "f" * 64, outcome, "p" * 64, "e" * 64, margin=0.25, reason="why")
+        (verdict_id,) = queue.record([(lease, verdict)], gang="g", weights="w")
+        if outcome is Outcome.BLOCK:
+            return lease.job_id
+        assert verdict_id is not None
+        stored = Finished(
+            lease=lease,
+            verdict_id=verdict_id,
+            outcome=outcome,
+            key=self.farm.store.put(data),
+            frame_sha256="f" * 64,
+            manifest_sha256="m" * 64,
+            label="urn:test",
+            mime="image/png",
+            width=128,
+            height=128,
+            bytes=len(data),
+            verified_at=1.0,
+        )
+        queue.publish([stored])
+        return lease.job_id
+
+    def state(self, job_id: int) -> State:
+        return State(self.get(f"/api/jobs/{job_id}").json()["state"])
+
+
+def jsonl(*lines: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps({"prompt": "a red circle"} | line).encode() + b"\n" for line in lines)
+
+
+def picture(width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    engine = connect(f"sqlite:///{tmp_path}/farm.db")
+    migrate(engine)
+    access = Access(engine)
+    settings = Settings(home=tmp_path, max_upload_mb=1, max_pixels_in=10_000)
+    store = open_store(f"file://{tmp_path}/store")
+    farm = Farm(settings, JobQueue(engine), access, Insights(engine), store, CATALOGUE, "tiny")
+    with TestClient(create_app(farm)) as client:
+        world = World(client, farm)
+        for project in ("ours", "theirs"):
+            access.create_project(project)
+            for role in ("submitter", "reviewer", "operator"):
+                world.keys[f"{project}/{role}"] = access.create_key(project, role, role)
+        yield world
+    engine.dispose()

@@ -1,0 +1,77 @@
+"""Server-sent events over a real connection: replay, and one project's alone."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from farm import events
+from tests.api.conftest import World
+
+
+@pytest.fixture
+def address(world: World) -> Iterator[str]:
+    server = uvicorn.Server(
+        uvicorn.Config(world.client.app, port=0, log_level="error", timeout_graceful_shutdown=1, ws="none")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def read(
+    address: str, key: str, count: int, headers: dict[str, str] | None = None, **params: Any
+) -> list[dict[str, Any]]:
+    """The first events that come."""
+    asked = {"Authorization": f"Bearer {key}"} | (headers or {})
+    found: list[dict[str, Any]] = []
+    with httpx.stream("GET", f"{address}/api/events", headers=asked, params=params, timeout=10) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for line in answer.iter_lines():
+            if line.startswith("data:"):
+                found.append(json.loads(line[5:]))
+                if len(found) == count:
+                    break
+    return found
+
+
+def test_a_reader_that_resumes_misses_nothing(world: World, address: str) -> None:
+    for _ in range(3):
+        world.submit({}, again=True)
+        world.submit({}, again=True, who="theirs/submitter")
+    events.seal(world.farm.queue.engine)
+    key = world.keys["ours/submitter"]
+    first = read(address, key, 2, after=0)
+    rest = read(address, key, 1, {"Last-Event-ID": str(first[-1]["seq"])})
+    batches = [one["id"] for one in world.get("/api/batches").json()["items"]]
+    assert [one["batch_id"] for one in first + rest] == sorted(batches)
+    assert {one["kind"] for one in first + rest} == {"batch_open"}
+
+
+def test_events_come_as_they_happen(world: World, address: str) -> None:
+    def later() -> None:
+        time.sleep(0.3)
+        world.submit({})
+        events.seal(world.farm.queue.engine)
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    assert read(address, world.keys["ours/submitter"], 1)[0]["kind"] == "batch_open"
+    thread.join()
+
+
+def test_a_place_to_resume_that_is_no_number_is_refused(world: World) -> None:
+    answer = world.get("/api/events", headers={"Last-Event-ID": "x"})
+    assert answer.status_code == 422
+    assert answer.json()["field"] == "Last-Event-ID"
