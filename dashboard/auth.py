@@ -1,25 +1,27 @@
-"""Who looks at a page: the cookie holds an API key, checked against the database at every request, so revoking it ends the visit."""
+"""Who looks at a page. The cookie holds an API key, checked at every request, so revoking the key ends the visit."""
 
 from __future__ import annotations
 
 from urllib.parse import urlsplit
 
 from fastapi import Request
-from sqlalchemy import Engine
 
-from farm.access import Caller, find_key
+from farm.access import Access, KeyView
 from farm.errors import Forbidden, Unauthorized
 
 COOKIE = "farm_key"
 
 
-def person(request: Request) -> Caller:
-    """The signed-in person; Unauthorized sends the browser to the sign-in page."""
-    engine: Engine = request.app.state.engine
+class SignInFirst(Unauthorized):
+    """Sends the browser to the sign-in page."""
+
+
+def person(request: Request, access: Access) -> KeyView:
     key = request.cookies.get(COOKIE)
-    if not key:
-        raise Unauthorized("sign in first")
-    return find_key(engine, key)
+    found = access.find_key(key) if key else None
+    if found is None:
+        raise SignInFirst("sign in first")
+    return found
 
 
 def same_site(request: Request) -> None:
@@ -31,4 +33,5 @@ def same_site(request: Request) -> None:
 
 def local_path(path: str) -> str:
     """Where to go after signing in: a path of ours, never another site."""
-    return path if path.startswith("/") and not path.startswith(("//", "/\\")) else "/"
+    plain = path.startswith("/") and not path.startswith("//") and "\\" not in path and path.isprintable()
+    return path if plain else "/"

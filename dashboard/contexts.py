@@ -1,11 +1,21 @@
-"""What each page is given, made from the read model. Pure."""
+"""What each page is given, made from the read model. Pure.
+
+gallery   images (records of Insights.gallery), older (the id to page on from, or None), newest (the first page?)
+batches   batches (BatchView), older
+batch     batch (BatchView), jobs (records of Insights.jobs), only (the state shown, or None), more (to page on from)
+job       job (the record of Insights.job), verdict (of its frame or prompt), picture (may this person see it)
+signin    wrong (why the last try failed, or None), after (where to go then)
+error     problem (an RFC 9457 document)
+All but signin and error also get: person (who looks), here (which page, for the menu)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from farm.job import UNSETTLED, State
+from farm.job import State
 
 # The order in which states stand in a bar: what is done first, what is still to come last.
 BAR = (
@@ -31,6 +41,17 @@ class Part:
     width: float
 
 
+@dataclass(frozen=True, slots=True)
+class BatchView:
+    record: Mapping[str, Any]
+    parts: list[Part]
+    summary: str
+    word: str  # where it stands: running, settled, paused, cancelled
+
+    def __getattr__(self, name: str) -> Any:
+        return self.record[name]
+
+
 def parts(counts: Mapping[str, int]) -> list[Part]:
     """The bar of a batch: one part a state that has jobs, side by side, together 100 wide."""
     total = sum(counts.values())
@@ -43,16 +64,16 @@ def parts(counts: Mapping[str, int]) -> list[Part]:
     return made
 
 
-def summary(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{part.count} {part.state}" for part in parts(counts)) or "no jobs"
+def batch_view(record: Mapping[str, Any]) -> BatchView:
+    made = parts(record["counts"])
+    summary = ", ".join(f"{part.count} {part.state}" for part in made) or "no jobs"
+    word = record["state"]
+    if word == "open":
+        word = "settled" if record["settled"] else "running"
+    return BatchView(record, made, summary, word)
 
 
-def settled(counts: Mapping[str, int]) -> bool:
-    return not any(counts.get(state, 0) for state in UNSETTLED)
-
-
-def word(state: str, counts: Mapping[str, int]) -> str:
-    """One word for where a batch stands."""
-    if state != "open":
-        return state
-    return "settled" if settled(counts) else "running"
+def page_on(records: list[dict[str, Any]], limit: int) -> tuple[list[dict[str, Any]], int | None]:
+    """One more than a page was asked for: what the page shows, and where the next one starts, if there is one."""
+    shown = records[:limit]
+    return shown, shown[-1]["id"] if len(records) > limit else None

@@ -1,0 +1,73 @@
+"""Mounts the pages on the farm's application."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.templating import Jinja2Templates
+
+from dashboard import live, pages
+from dashboard.auth import SignInFirst
+from farm.access import Access
+from farm.errors import BadInput, FarmError, NotFound
+from farm.insights import Insights
+from farm.job_queue import JobQueue
+from farm.ports import Store
+
+HERE = Path(__file__).parent
+
+
+def mount(app: FastAPI, *, access: Access, insights: Insights, queue: JobQueue, store: Store) -> None:
+    templates = Jinja2Templates(HERE / "templates")
+    templates.env.filters |= {"iso": _iso, "day": _day}
+    app.state.pages = pages.Pages(access, insights, queue, store, templates)
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    app.include_router(pages.router, include_in_schema=False)
+    app.include_router(live.router, include_in_schema=False)
+    app.add_exception_handler(SignInFirst, _to_sign_in)
+    _show_errors_as_pages(app)
+
+
+async def _to_sign_in(request: Request, _: Exception) -> Response:
+    if "text/html" not in request.headers.get("accept", ""):
+        return Response(status_code=401)
+    return RedirectResponse(f"/signin?after={quote(request.url.path)}", 303)
+
+
+def _show_errors_as_pages(app: FastAPI) -> None:
+    """A browser that asked for a page gets one; everyone else the problem document, as before."""
+    for kind in (FarmError, HTTPException, RequestValidationError):
+        document = app.exception_handlers.get(kind)
+
+        async def answer(request: Request, error: Any, document: Any = document) -> Response:
+            asked_for_page = "text/html" in request.headers.get("accept", "")
+            if document is not None and not asked_for_page:
+                return cast(Response, await document(request, error))
+            return pages.problem_page(request, _told(error))
+
+        app.add_exception_handler(kind, answer)
+
+
+def _told(error: Exception) -> FarmError:
+    if isinstance(error, FarmError):
+        return error
+    if isinstance(error, HTTPException) and error.status_code == NotFound.status:
+        return NotFound("there is no such page")
+    return BadInput("this address or form is not right", fix="go back and try again")
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

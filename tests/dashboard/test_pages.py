@@ -1,0 +1,126 @@
+"""The pages: who sees what, forms, and what must never leak."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dashboard.auth import COOKIE, local_path
+from dashboard.contexts import parts
+from farm.job import State
+from farm.ports import Outcome
+from tests.api.conftest import World
+
+LINE = {"prompt": "a red <circle> & more", "width": 64, "height": 64}
+
+
+def visit(world: World, who: str) -> World:
+    world.client.cookies.set(COOKIE, world.keys[who])
+    return world
+
+
+def test_a_stranger_is_sent_to_the_sign_in_page_and_back(pages: World) -> None:
+    answer = pages.client.get("/batches")
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/signin?after=/batches"
+    form = {"key": pages.keys["ours/submitter"], "after": "/batches"}
+    answer = pages.client.post("/signin", data=form)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/batches")
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert pages.client.get("/batches").status_code == 200
+
+
+def test_a_wrong_key_says_so_and_sets_no_cookie(pages: World) -> None:
+    answer = pages.client.post("/signin", data={"key": "farm_wrong"})
+    assert answer.status_code == 401
+    assert "unknown or revoked" in answer.text
+    assert "set-cookie" not in answer.headers
+
+
+@given(st.text())
+def test_signing_in_never_leads_to_another_site(path: str) -> None:
+    after = local_path(path)
+    assert after.startswith("/")
+    assert not after.startswith(("//", "/\\"))
+
+
+def test_a_form_from_another_site_is_refused(pages: World) -> None:
+    batch = pages.submit(LINE).json()["id"]
+    visit(pages, "ours/operator")
+    form = {"action": "cancel"}
+    answer = pages.client.post(f"/batches/{batch}", data=form, headers={"origin": "https://elsewhere.example"})
+    assert answer.status_code == 403
+    assert pages.farm.insights.counts()["queued"] == 1
+
+
+def test_gallery_batch_and_job_show_what_was_made(pages: World) -> None:
+    batch = pages.submit(LINE).json()["id"]
+    job = pages.finish(Outcome.ALLOW)
+    visit(pages, "ours/submitter")
+    for path in ("/", "/batches", f"/batches/{batch}", f"/jobs/{job}"):
+        answer = pages.client.get(path)
+        assert answer.status_code == 200, path
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert "<circle>" not in answer.text
+    assert "&lt;circle&gt;" in pages.client.get("/").text
+    image = pages.client.get(f"/images/{job}")
+    assert image.content == b"signed"
+    assert pages.client.get(f"/images/{job}", headers={"if-none-match": image.headers["etag"]}).status_code == 304
+
+
+def test_empty_pages_say_what_to_do(pages: World) -> None:
+    visit(pages, "ours/submitter")
+    assert "farm submit" in pages.client.get("/").text
+    assert "farm submit" in pages.client.get("/batches").text
+
+
+@pytest.mark.parametrize("outcome", [Outcome.REVIEW, Outcome.BLOCK])
+def test_what_is_not_published_is_not_shown_to_its_submitter(pages: World, outcome: Outcome) -> None:
+    pages.submit(LINE)
+    job = pages.finish(outcome)
+    visit(pages, "ours/submitter")
+    assert pages.client.get(f"/images/{job}").status_code == 404
+    assert f"/images/{job}" not in pages.client.get(f"/jobs/{job}").text
+    visit(pages, "ours/reviewer")
+    assert pages.client.get(f"/images/{job}").status_code == (200 if outcome is Outcome.REVIEW else 404)
+
+
+def test_another_projects_pages_do_not_exist(pages: World) -> None:
+    batch = pages.submit(LINE).json()["id"]
+    job = pages.finish(Outcome.ALLOW)
+    visit(pages, "theirs/operator")
+    for path in (f"/batches/{batch}", f"/jobs/{job}", f"/images/{job}"):
+        assert pages.client.get(path).status_code == 404, path
+    assert pages.client.post(f"/batches/{batch}", data={"action": "cancel"}).status_code == 404
+    assert "circle" not in pages.client.get("/").text + pages.client.get("/batches").text
+
+
+def test_pause_resume_and_cancel_by_form(pages: World) -> None:
+    batch = pages.submit(LINE).json()["id"]
+    visit(pages, "ours/submitter")
+    for action, state in (("pause", "paused"), ("resume", "open"), ("cancel", "cancelled")):
+        assert pages.client.post(f"/batches/{batch}", data={"action": action}).status_code == 303
+        assert pages.farm.insights.batch("ours", batch)["state"] == state  # type: ignore[index]
+    assert "did you mean" in pages.client.post(f"/batches/{batch}", data={"action": "cancle"}).text
+
+
+def test_errors_are_pages_for_browsers_and_documents_for_programs(pages: World) -> None:
+    visit(pages, "ours/submitter")
+    assert "no batch 99" in pages.client.get("/batches/99").text
+    assert "text/html" in pages.client.get("/nowhere").headers["content-type"]
+    answer = pages.client.get("/nowhere", headers={"accept": "application/json"})
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@given(st.dictionaries(st.sampled_from([str(state) for state in State]), st.integers(0, 10**7)))
+def test_a_bar_is_full_and_its_parts_do_not_overlap(counts: dict[str, int]) -> None:
+    made = parts(counts)
+    assert sum(part.count for part in made) == sum(counts.values())
+    end = 0.0
+    for part in made:
+        assert part.start == pytest.approx(end)
+        end = part.start + part.width
+    assert not made or end == pytest.approx(100)
