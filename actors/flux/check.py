@@ -1,6 +1,6 @@
 """What a file or a folder holds and whether it would load, from headers alone: no torch, no tensor read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -146,6 +146,11 @@ def memory(parts: Mapping[Part, PartReport], gpus: int, *, streamed: bool = Fals
         else:
             total += sum(blocks.values())
     return total + working_room(parts)
+
+
+def memory_of(sets: Iterable[TensorSet], gpus: int = 1) -> int:
+    """What stored parts need on the first GPU in bfloat16."""
+    return memory({each.part: report_part(each) for each in sets}, gpus)
 
 
 def working_room(parts: Mapping[Part, PartReport]) -> int:

@@ -108,8 +108,12 @@ class Checkpoint:
         return mapped(info, 0, rows_of(info)).float().view(-1, *[1] * dims)
 
 
-def open_checkpoint(source: Path, part: Part = "transformer") -> Checkpoint:
-    return Checkpoint(find(source).one(part))
+def open_checkpoint(source: Path | TensorSet, part: Part = "transformer") -> Checkpoint:
+    return Checkpoint(stored_part(source, part))
+
+
+def stored_part(source: Path | TensorSet, part: Part) -> TensorSet:
+    return source if isinstance(source, TensorSet) else find(source).one(part)
 
 
 def whole(shape: tuple[int, ...]) -> tuple[Slice, ...]:

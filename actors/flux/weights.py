@@ -1,16 +1,16 @@
 """Networks with their weights in place: built without memory, then filled tensor by tensor from any container."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from actors.flux.checkpoint import Checkpoint, Slice, open_checkpoint
+from actors.flux.checkpoint import Checkpoint, Slice, open_checkpoint, stored_part
 from actors.flux.config import FluxConfig, VaeConfig
-from actors.flux.containers import TensorSet, find, tokenizer_near
+from actors.flux.containers import TensorSet, tokenizer_near
 from actors.flux.headers import NotRendered, WeightsError
 from actors.flux.model import Flux
 from actors.flux.shapes import ClipSizes, T5Sizes
@@ -37,26 +37,33 @@ AnySizes = TypeVar("AnySizes", FluxConfig, VaeConfig, T5Sizes, ClipSizes)
 Device = torch.device | str
 
 
-def load_flux(source: Path, config: FluxConfig | None, device: Device, dtype: torch.dtype) -> Flux:
+def load_flux(source: Path | TensorSet, config: FluxConfig | None, device: Device, dtype: torch.dtype) -> Flux:
     """The transformer; without a config, its sizes are those that the tensors tell."""
     checkpoint = open_checkpoint(source, "transformer")
     sizes = required(checkpoint, FluxConfig, config)
     return fill(on_meta(lambda: Flux(sizes)), checkpoint, device, dtype)
 
 
-def load_vae(source: Path, config: VaeConfig | None, device: Device, dtype: torch.dtype) -> AutoEncoder:
+def load_vae(source: Path | TensorSet, config: VaeConfig | None, device: Device, dtype: torch.dtype) -> AutoEncoder:
     checkpoint = open_checkpoint(source, "vae")
     sizes = required(checkpoint, VaeConfig, config)
     return fill(on_meta(lambda: AutoEncoder(sizes)), checkpoint, device, dtype)
 
 
 def load_text(
-    source: Path, device: Device, dtype: torch.dtype, t5: Path | None = None, clip: Path | None = None
+    source: Path,
+    device: Device,
+    dtype: torch.dtype,
+    t5: Path | TensorSet | None = None,
+    clip: Path | TensorSet | None = None,
 ) -> TextEncoders:
-    """Both text encoders with their tokenizers; `t5` and `clip` name files where the source holds several."""
-    t5_set, clip_set = find(t5 or source).one("t5"), find(clip or source).one("clip")
-    tokenizers = [load_tokenizer(each) for each in (t5_set, clip_set)]
-    return TextEncoders(load_t5(t5_set, device, dtype), load_clip(clip_set, device, dtype), *tokenizers)
+    """Both text encoders with their tokenizers; `t5` and `clip` say which, where the source holds several."""
+    t5_set, clip_set = stored_part(t5 or source, "t5"), stored_part(clip or source, "clip")
+    t5_tokenizer, clip_tokenizer = load_tokenizer(t5_set), load_tokenizer(clip_set)
+    # CLIP pools at its end token; where no config.json names it, the tokenizer does.
+    special = {"bos_token_id": clip_tokenizer.bos_token_id, "eos_token_id": clip_tokenizer.eos_token_id}
+    clip_model = load_clip(clip_set, device, dtype, special)
+    return TextEncoders(load_t5(t5_set, device, dtype), clip_model, t5_tokenizer, clip_tokenizer)
 
 
 def load_t5(stored: TensorSet, device: Device, dtype: torch.dtype) -> "T5EncoderModel":
@@ -73,12 +80,14 @@ def load_t5(stored: TensorSet, device: Device, dtype: torch.dtype) -> "T5Encoder
     return model
 
 
-def load_clip(stored: TensorSet, device: Device, dtype: torch.dtype) -> "CLIPTextModel":
+def load_clip(
+    stored: TensorSet, device: Device, dtype: torch.dtype, special: Mapping[str, int | None]
+) -> "CLIPTextModel":
     from transformers import CLIPTextConfig, CLIPTextModel
 
     checkpoint = Checkpoint(stored)
     sizes = required(checkpoint, ClipSizes)
-    model = on_meta(lambda: CLIPTextModel(CLIPTextConfig(**{**stored.hints, **vars(sizes)})))
+    model = on_meta(lambda: CLIPTextModel(CLIPTextConfig(**{**special, **stored.hints, **vars(sizes)})))
     model.embeddings.position_ids = torch.arange(sizes.max_position_embeddings, device=device)[None]
     return fill(model, checkpoint, device, dtype)
 

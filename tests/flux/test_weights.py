@@ -95,7 +95,7 @@ def diffusers(folder: Path) -> Path:
     configs = {
         "transformer": transformer,
         "vae": {"norm_num_groups": 4, "layers_per_block": 1, "scaling_factor": 0.3611, "shift_factor": 0.1159},
-        "text_encoder": {**vars(kit.CLIP), "eos_token_id": 2, "architectures": ["CLIPTextModel"]},
+        "text_encoder": {**vars(kit.CLIP), "eos_token_id": 1, "bos_token_id": 0, "architectures": ["CLIPTextModel"]},
         "text_encoder_2": {**vars(kit.T5), "feed_forward_proj": "gated-gelu"},
     }
     for name, config in configs.items():

@@ -1,0 +1,198 @@
+"""Which models there are, where their files lie, and how one is made ready to draw."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.cards import CARDS, KONTEXT, SCHNELL, TEXT_TOKENS, TINY
+from actors.flux.check import Report, check, memory_of, report_part, title
+from actors.flux.containers import Found, TensorSet, find, is_diffusers, tokenizer_near
+from actors.flux.headers import WeightsError
+from actors.flux.names import PARTS, Part
+from farm.errors import Fault, NotFound, nearest
+from farm.job import Cause
+from farm.ports import ModelCard
+
+if TYPE_CHECKING:
+    import torch
+
+    from actors.flux.offload import Setting
+    from actors.flux.render import Renderer
+
+TINY_FOLDER = Path(__file__).parent / "tiny" / "models"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The stored parts of one model."""
+
+    transformer: TensorSet
+    vae: TensorSet
+    t5: TensorSet
+    clip: TensorSet
+
+    @property
+    def sets(self) -> tuple[TensorSet, ...]:
+        return self.transformer, self.vae, self.t5, self.clip
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file of weights, for their fingerprint."""
+        return tuple(dict.fromkeys(path for each in self.sets for path in each.files))
+
+
+def catalogue() -> dict[str, ModelCard]:
+    return {card.name: card for card in CARDS}
+
+
+def card_of(name: str) -> ModelCard:
+    cards = catalogue()
+    if name not in cards:
+        raise NotFound(f"no model is called {name!r}", field="model", fix=nearest(name, cards))
+    return cards[name]
+
+
+def folder_of(card: ModelCard, folder: Path | None) -> Path | None:
+    """The tiny model comes with the farm; the others lie in the operator's folder, where there is one."""
+    return TINY_FOLDER if card.name == TINY.name else folder
+
+
+def places(folder: Path) -> Iterator[Found]:
+    """The folder itself, and diffusers folders within it."""
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and is_diffusers(path)) if folder.is_dir() else []
+    for path in (folder, *inner):
+        if path.exists():
+            yield find(path)
+
+
+def transformers_of(card: ModelCard, found: Found) -> list[TensorSet]:
+    """Told by their shapes, and Kontext by its name: the most precise first."""
+    sets = [each for each in found.sets if each.part == "transformer"]
+    if card.name != TINY.name:
+        sets = [each for each in sets if title(report_part(each)) == card.title]
+    return sorted(sets, key=lambda each: ("fp8" in each.precision, each.files[0].name))
+
+
+def parts_there(card: ModelCard, folder: Path | None) -> dict[Part, TensorSet]:
+    """The stored parts of a model, out of the one place that holds most of them."""
+    best: dict[Part, TensorSet] = {}
+    root = folder_of(card, folder)
+    for found in places(root) if root and card.rendered else ():
+        parts: dict[Part, TensorSet] = {}
+        if transformers := transformers_of(card, found):
+            parts["transformer"] = transformers[0]
+        for part in PARTS[1:]:
+            if any(each.part == part for each in found.sets):
+                parts[part] = found.one(part)
+        if ("transformer" in parts, len(parts)) > ("transformer" in best, len(best)):
+            best = parts
+    return best
+
+
+def files_present(card: ModelCard, folder: Path | None) -> dict[str, bool]:
+    """Whether each part and each tokenizer is there."""
+    parts = parts_there(card, folder)
+    there: dict[str, bool] = {part: part in parts for part in PARTS}
+    for part in ("t5", "clip"):
+        there[f"tokenizers/{part}"] = part in parts and tokenizer_near(parts[part].files, part) is not None
+    return there
+
+
+def locate(card: ModelCard, folder: Path | None) -> ModelFiles:
+    """The files of a model, or a Fault that says what is not there."""
+    if not card.rendered:
+        raise Fault(Cause.WEIGHTS_MISSING, f"{card.title} is known, but not rendered yet")
+    missing = [what for what, there in files_present(card, folder).items() if not there]
+    if missing:
+        where = f"not in {root}" if (root := folder_of(card, folder)) else "no models folder is set (FARM_MODELS)"
+        needs = f"it needs {', '.join(card.files)}, or a diffusers folder"
+        raise Fault(Cause.WEIGHTS_MISSING, f"{card.name} lacks {', '.join(missing)}: {where}; {needs}")
+    parts = parts_there(card, folder)
+    return ModelFiles(parts["transformer"], parts["vae"], parts["t5"], parts["clip"])
+
+
+def load_renderer(
+    card: ModelCard,
+    folder: Path | None,
+    device: "torch.device | str",
+    dtype: "torch.dtype",
+    offload: "Setting" = "auto",
+) -> "Renderer":
+    """A model with its weights in place, its blocks streamed from host memory where the device is too small."""
+    try:
+        return assemble(card, locate(card, folder), device, dtype, offload)
+    except WeightsError as error:
+        raise Fault(Cause.WEIGHTS_MISSING, str(error)) from error
+
+
+def assemble(
+    card: ModelCard, files: ModelFiles, device: "torch.device | str", dtype: "torch.dtype", offload: "Setting"
+) -> "Renderer":
+    from actors.flux.offload import stream_blocks
+    from actors.flux.render import KONTEXT_SIZES, Renderer
+    from actors.flux.weights import load_flux, load_text, load_vae
+
+    streamed = blocks_stream(files, device, dtype, offload)
+    home = "cpu" if streamed else device
+    flux = load_flux(files.transformer, None, home, dtype)
+    vae = load_vae(files.vae, None, device, dtype)
+    text = load_text(files.t5.files[0].parent, home, dtype, t5=files.t5, clip=files.clip)
+    if streamed:
+        stream_blocks(flux, (flux.double_blocks, flux.single_blocks), device)
+        stream_blocks(text, (text.t5.encoder.block,), device)
+    return Renderer(
+        flux,
+        vae,
+        text,
+        device,
+        dtype,
+        shift=card.name != SCHNELL.name,
+        max_text=TEXT_TOKENS.get(card.name, 512),
+        kontext_sizes=KONTEXT_SIZES if card.name == KONTEXT.name else None,
+    )
+
+
+def blocks_stream(files: ModelFiles, device: "torch.device | str", dtype: "torch.dtype", offload: "Setting") -> bool:
+    """By setting, or because a CUDA device has too little memory free; elsewhere there is but one memory."""
+    import torch
+
+    from actors.flux.offload import streams
+
+    place = torch.device(device)
+    if place.type != "cuda":
+        return offload == "always"
+    free, _ = torch.cuda.mem_get_info(place)
+    return streams(offload, memory_of(files.sets) * dtype.itemsize // 2, free)
+
+
+def models_table(folder: Path | None) -> list[dict[str, Any]]:
+    """One row a model for `farm models ls`."""
+    return [row(card, folder) for card in CARDS]
+
+
+def row(card: ModelCard, folder: Path | None) -> dict[str, Any]:
+    present = files_present(card, folder)
+    return {
+        "name": card.name,
+        "title": card.title,
+        "licence": card.licence.name,
+        "licence_url": card.licence.url,
+        "asks_filter_or_review": card.licence.asks_filter_or_review,
+        "commercial_use": card.licence.commercial_use,
+        "edits": card.edits,
+        "rendered": card.rendered,
+        "needs": list(card.files),
+        "ready": card.rendered and all(present.values()),
+        "missing": [what for what, there in present.items() if not there] if card.rendered else [],
+    }
+
+
+def check_report(path: Path) -> dict[str, Any]:
+    """The report of `farm models check`, as JSON takes it."""
+    report: Report = check(path)
+    document = asdict(report)
+    document["memory_per_gpu"] = {str(count): nbytes for count, nbytes in report.memory_per_gpu.items()}
+    for part, entry in zip(report.parts, document["parts"], strict=True):
+        entry["loads"] = part.loads
+    return document | {"complete": report.complete}

@@ -1,0 +1,161 @@
+"""The catalogue, where its files are looked for, and a renderer made of them."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actors import models
+from actors.cards import CARDS, DEV, KLEIN_4B, KONTEXT, SCHNELL, TINY
+from actors.flux.config import FLUX1_DEV
+from actors.flux.offload import Setting
+from actors.flux.shapes import expected
+from farm.errors import Fault, NotFound
+from farm.job import CAUSES, Cause, Payer
+from tests.flux import containers_kit as kit
+from tests.flux.test_weights import comfyui, diffusers
+from tests.flux.test_weights_check import real_comfyui
+
+
+def test_no_card_promises_what_cannot_be_drawn() -> None:
+    assert len(models.catalogue()) == len(CARDS)
+    for card in CARDS:
+        assert card.side % card.grid == 0
+        assert card.min_side % card.grid == 0
+        assert card.max_side % card.grid == 0
+        assert card.min_pixels <= card.side**2 <= card.max_pixels
+        assert 1 <= card.steps <= card.max_steps
+        assert card.guidance <= card.max_guidance
+        assert card.files
+
+
+def test_each_licence_asks_what_its_text_asks() -> None:
+    asking = {card.name for card in CARDS if card.licence.asks_filter_or_review}
+    assert asking == {"flux1-dev", "flux1-kontext-dev", "flux2-dev", "flux2-klein-9b"}
+    for card in CARDS:
+        assert card.licence.commercial_use is (card.name not in asking)
+        assert card.licence.url.startswith("https://")
+
+
+def test_an_unknown_model_is_answered_with_the_nearest() -> None:
+    with pytest.raises(NotFound, match="did you mean 'flux1-schnell'"):
+        models.card_of("flux-schnell")
+
+
+def test_a_real_folder_holds_the_models_it_holds(tmp_path: Path) -> None:
+    real_comfyui(tmp_path, "flux1-dev-kontext_fp8_scaled.safetensors", "F8_E4M3")
+    ready = {row["name"]: row["ready"] for row in models.models_table(tmp_path) if row["name"] != "tiny"}
+    assert ready == {
+        "flux1-schnell": False,
+        "flux1-dev": False,
+        "flux1-kontext-dev": True,
+        "flux2-dev": False,
+        "flux2-klein-9b": False,
+        "flux2-klein-4b": False,
+    }
+    assert models.files_present(DEV, tmp_path)["transformer"] is False
+    files = models.locate(KONTEXT, tmp_path)
+    assert {path.name for path in files.paths} == {
+        "flux1-dev-kontext_fp8_scaled.safetensors",
+        "ae.safetensors",
+        "t5xxl_fp16.safetensors",
+        "clip_l.safetensors",
+    }
+    with pytest.raises(Fault, match="flux1-dev lacks transformer: not in"):
+        models.locate(DEV, tmp_path)
+
+
+def test_of_two_precisions_the_more_precise_is_taken(tmp_path: Path) -> None:
+    real_comfyui(tmp_path, "a_fp8.safetensors", "F8_E4M3")
+    real = tmp_path / "diffusion_models"
+    kit.write_sparse(real / "b.safetensors", expected(FLUX1_DEV), "BF16")
+    assert [file.name for file in models.locate(DEV, tmp_path).transformer.files] == ["b.safetensors"]
+
+
+def test_what_is_missing_is_the_environments_fault_and_named(tmp_path: Path) -> None:
+    assert CAUSES[Cause.WEIGHTS_MISSING] is Payer.ENVIRONMENT
+    for folder in (None, tmp_path, tmp_path / "absent"):
+        with pytest.raises(Fault) as caught:
+            models.load_renderer(SCHNELL, folder, "cpu", torch.float32)
+        assert caught.value.cause is Cause.WEIGHTS_MISSING
+        for need in ("transformer", "tokenizers/clip", "flux1-schnell.safetensors"):
+            assert need in str(caught.value)
+    with pytest.raises(Fault, match="not rendered yet"):
+        models.load_renderer(KLEIN_4B, tmp_path, "cpu", torch.float32)
+
+
+def small(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(models, "TINY_FOLDER", folder)
+
+
+def picture(folder: Path, monkeypatch: pytest.MonkeyPatch, offload: Setting = "auto") -> np.ndarray:
+    from actors.flux.render import RenderJob
+
+    small(monkeypatch, folder)
+    renderer = models.load_renderer(TINY, None, "cpu", torch.float32, offload)
+    job = RenderJob(prompt="w5 w7", seed=3, width=48, height=32, steps=2, guidance=2.0)
+    return renderer.render([job])[0]
+
+
+def test_a_model_draws_the_same_from_every_container_and_streamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = picture(comfyui(tmp_path / "a"), monkeypatch)
+    assert whole.shape == (32, 48, 3)
+    assert whole.std() > 1
+    assert np.array_equal(picture(diffusers(tmp_path / "b"), monkeypatch), whole)
+    assert np.array_equal(picture(tmp_path / "a", monkeypatch, "always"), whole)
+
+
+def test_a_model_in_a_diffusers_folder_among_others_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    diffusers(tmp_path / "FLUX.1-small")
+    (tmp_path / "other").mkdir()
+    small(monkeypatch, tmp_path)
+    assert models.locate(TINY, None).transformer.files[0].parent.parent.name == "FLUX.1-small"
+
+
+def test_a_file_that_does_not_fit_is_a_fault_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    comfyui(tmp_path)
+    kit.write(tmp_path / "vae" / "ae.safetensors", {"decoder.conv_in.weight": torch.zeros(16, 16, 3, 3)})
+    small(monkeypatch, tmp_path)
+    with pytest.raises(Fault, match=r"missing: encoder\.conv_in"):
+        models.load_renderer(TINY, None, "cpu", torch.float32)
+
+
+def test_schnell_is_not_shifted_and_kontext_resizes_its_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch, comfyui(tmp_path))
+    files = models.locate(TINY, None)
+    made = {card.name: models.assemble(card, files, "cpu", torch.float32, "never") for card in (SCHNELL, KONTEXT, TINY)}
+    assert [(made[card.name].shift, made[card.name].max_text) for card in (SCHNELL, KONTEXT, TINY)] == [
+        (False, 256),
+        (True, 512),
+        (True, 40),
+    ]
+    assert made["flux1-kontext-dev"].kontext_sizes
+    assert made["tiny"].kontext_sizes is None
+
+
+def test_reports_and_tables_are_json(tmp_path: Path) -> None:
+    comfyui(tmp_path)
+    report = json.loads(json.dumps(models.check_report(tmp_path)))
+    assert report["complete"] is True
+    assert set(report["memory_per_gpu"]) == {"1", "2", "4", "8"}
+    assert json.loads(json.dumps(models.models_table(tmp_path)))[0]["name"] == "tiny"
+
+
+def test_the_catalogue_costs_no_torch() -> None:
+    code = "import sys, actors.models as m; m.models_table(None); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_cards_are_values() -> None:
+    assert replace(DEV) == DEV
+    with pytest.raises(AttributeError):
+        DEV.steps = 3  # type: ignore[misc]
