@@ -174,7 +174,7 @@ class Control:
             return False
         seen = connection.execute(select(ARTIFACT.c.verdict_id).where(ARTIFACT.c.id == job.artifact_id)).scalar_one()
         row = artifact_row(stored, job.project_id, job_id, seen, now, decision_id)
-        artifact_id = insert_artifacts(connection, [row])[0]
+        artifact_id = insert_artifacts(connection, [row])[job_id]
         moves.apply(connection, [Move(job, State.PUBLISHED, artifact_id=artifact_id)], now)
         return True
 

@@ -9,11 +9,12 @@ synchronous_commit on).
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -23,7 +24,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, make_url, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import URL
@@ -183,6 +184,23 @@ def transaction(work: Callable[Concatenate[S, Connection, P], T]) -> Callable[Co
 
     method.__name__, method.__doc__ = work.__name__, work.__doc__
     return method
+
+
+def insert_many(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the same columns. PostgreSQL takes them as one JSON value: row by row costs it ten times as much."""
+    if not rows:
+        return
+    if connection.dialect.name == "sqlite":
+        connection.execute(insert(table), rows)
+        return
+    columns = ", ".join(f'"{name}"' for name in rows[0])
+    source = f"json_populate_recordset(NULL::{table.name}, CAST(:rows AS json))"
+    statement = f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {source}"  # noqa: S608 - our own names
+    connection.execute(text(statement), {"rows": as_json(rows)})
+
+
+def as_json(rows: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps(rows, allow_nan=False, default=lambda value: f"\\x{value.hex()}")
 
 
 def upsert(connection: Connection, table: Table) -> sqlite_dialect.Insert | postgresql.Insert:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, literal_column, select, update
+from sqlalchemy import Connection, Engine, func, literal_column, select, update
 
-from farm.db import EVENT_LOCK, only_one, reading, transact
+from farm.db import EVENT_LOCK, insert_many, only_one, reading, transact
 from farm.tables import EVENT
 
 SEAL_AT_ONCE = 5000
@@ -34,8 +34,7 @@ def event(
 
 
 def append(connection: Connection, rows: Iterable[dict[str, Any]]) -> None:
-    if many := list(rows):
-        connection.execute(insert(EVENT), many)
+    insert_many(connection, EVENT, list(rows))
 
 
 def seal(engine: Engine) -> int:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, bindparam, insert, select, true, update
+from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select, true, update
 from sqlalchemy.exc import IntegrityError
 
 from farm import events, moves
-from farm.db import reading, transaction, upsert
+from farm.db import insert_many, reading, transaction, upsert
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer, Spec, State, has_failed
 from farm.moves import Move, is_state
@@ -126,8 +126,8 @@ class Leasing:
         fresh = {_key(*pair): pair for pair in pairs if pair[0].job_id in held and _key(*pair) not in known}
         if fresh:
             rows = [_verdict_row(lease, verdict, gang, weights, now) for lease, verdict in fresh.values()]
-            statement = insert(VERDICT).returning(VERDICT.c.id, sort_by_parameter_order=True)
-            known |= dict(zip(fresh, connection.execute(statement, rows).scalars(), strict=True))
+            insert_many(connection, VERDICT, rows)
+            known = _known(connection, {lease.job_id for lease, _ in pairs})
         blocked = {
             lease.job_id: Move(held[lease.job_id], State.BLOCKED, verdict.reason or "blocked", verdict_id=known[key])
             for key, (lease, verdict) in fresh.items()
@@ -162,10 +162,10 @@ class Leasing:
         rows = [artifact_row(one, one.lease.project_id, id_, one.verdict_id, now) for id_, one in fresh.items()]
         made = insert_artifacts(connection, rows)
         ending = []
-        for (job_id, result), artifact_id in zip(fresh.items(), made, strict=True):
+        for job_id, result in fresh.items():
             clear = result.outcome is Outcome.ALLOW and (job_id, result.lease.attempt) not in doubted
             state = State.PUBLISHED if clear else State.HELD
-            ending.append(Move(held[job_id], state, verdict_id=result.verdict_id, artifact_id=artifact_id))
+            ending.append(Move(held[job_id], state, verdict_id=result.verdict_id, artifact_id=made[job_id]))
         moves.apply(connection, ending, now)
         late = [result for result in results if fresh.get(result.lease.job_id) is not result]
         before = _published_before(connection, late)
@@ -301,11 +301,14 @@ def artifact_row(
     return row | made | {"created_at": now}
 
 
-def insert_artifacts(connection: Connection, rows: list[dict[str, Any]]) -> list[int]:
-    if not rows:
-        return []
-    statement = insert(ARTIFACT).returning(ARTIFACT.c.id, sort_by_parameter_order=True)
-    return list(connection.execute(statement, rows).scalars())
+def insert_artifacts(connection: Connection, rows: list[dict[str, Any]]) -> dict[int, int]:
+    """One a job, each of which the caller has locked; job id to artifact id."""
+    insert_many(connection, ARTIFACT, rows)
+    newest = select(ARTIFACT.c.job_id, func.max(ARTIFACT.c.id)).group_by(ARTIFACT.c.job_id)
+    made: dict[int, int] = {}
+    for some in moves.chunks(row["job_id"] for row in rows):
+        made |= {row[0]: row[1] for row in connection.execute(newest.where(ARTIFACT.c.job_id.in_(some)))}
+    return made
 
 
 def _doubted(connection: Connection, jobs: Iterable[int]) -> set[tuple[int, int]]:

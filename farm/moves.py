@@ -7,13 +7,32 @@ is tried again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Row, bindparam, func, literal_column, select, update
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Double,
+    Integer,
+    Row,
+    String,
+    Update,
+    bindparam,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.types import TypeEngine
 
 from farm import events
+from farm.db import as_json
 from farm.errors import Conflict
 from farm.job import CANCELS_CHILD, RELEASES_CHILD, State, may_move
 from farm.tables import JOB, LANE
@@ -66,21 +85,40 @@ def lock(connection: Connection, ids: Iterable[int]) -> dict[int, Row[Any]]:
     return locked
 
 
-MOVE = (
-    update(JOB)
-    .where(JOB.c.id == bindparam("job"), JOB.c.attempt == bindparam("at_attempt"), JOB.c.state == bindparam("old"))
-    .values(
-        state=bindparam("new"),
-        reason=bindparam("why"),
-        owner=None,
-        lease_expires_at=None,
-        not_before=bindparam("due"),
-        forgiven=func.coalesce(bindparam("pardon"), JOB.c.forgiven),
-        verdict_id=func.coalesce(bindparam("verdict"), JOB.c.verdict_id),
-        artifact_id=func.coalesce(bindparam("artifact"), JOB.c.artifact_id),
-        updated_at=bindparam("at"),
+# What a move sets, by the names that `_values` gives them.
+GIVEN: dict[str, TypeEngine[Any]] = {
+    "job": BigInteger(),
+    "at_attempt": Integer(),
+    "old": String(),
+    "new": String(),
+    "why": String(),
+    "due": Double(),
+    "pardon": Integer(),
+    "verdict": BigInteger(),
+    "artifact": BigInteger(),
+    "at": Double(),
+}
+
+
+def _statement(given: Callable[[str], ColumnElement[Any]]) -> Update:
+    kept = {"forgiven": "pardon", "verdict_id": "verdict", "artifact_id": "artifact"}
+    return (
+        update(JOB)
+        .where(JOB.c.id == given("job"), JOB.c.attempt == given("at_attempt"), JOB.c.state == given("old"))
+        .values(state=given("new"), reason=given("why"), not_before=given("due"), updated_at=given("at"))
+        .values(owner=None, lease_expires_at=None)
+        .values({name: func.coalesce(given(new), JOB.c[name]) for name, new in kept.items()})
     )
+
+
+MOVE_ONE = _statement(lambda name: bindparam(name, type_=GIVEN[name]))
+# PostgreSQL takes the whole group in one statement, each row still guarded by itself.
+_GROUP = (
+    func.json_to_recordset(cast(bindparam("rows", type_=String()), JSON))
+    .table_valued(*(column(name, kind) for name, kind in GIVEN.items()))
+    .render_derived(name="given", with_types=True)
 )
+MOVE_ALL = _statement(lambda name: _GROUP.c[name])
 
 
 def apply(connection: Connection, moves: Sequence[Move], now: float) -> None:
@@ -95,7 +133,11 @@ def _write(connection: Connection, moves: Sequence[Move], now: float) -> None:
     for move in moves:
         if not may_move(State(move.job.state), move.state):
             raise Conflict(f"job {move.job.id} is {move.job.state} and cannot become {move.state}")
-    done = connection.execute(MOVE, [_values(move, now) for move in moves])
+    rows = [_values(move, now) for move in moves]
+    if connection.dialect.name == "sqlite":
+        done = connection.execute(MOVE_ONE, rows)
+    else:
+        done = connection.execute(MOVE_ALL, {"rows": as_json(rows)})
     if done.rowcount != len(moves):
         raise Conflict(f"{len(moves) - done.rowcount} of {len(moves)} jobs changed under a lock")
     events.append(connection, (_event(move, now) for move in moves))

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from farm import audit, events, moves
-from farm.db import reading, transaction, upsert
+from farm.db import insert_many, reading, transaction, upsert
 from farm.errors import BadInput, Conflict, NotFound
 from farm.job import Spec, State
 from farm.tables import BAD_LINE, BATCH, JOB, LANE
@@ -71,7 +71,7 @@ class Staging:
             state, reason = _first_state(job, parents)
             lane_id = lanes[job.spec.shape_key, job.priority]
             rows.append(_job_row(job, project_id, batch_id, lane_id, state, reason, now))
-        connection.execute(insert(JOB), rows)
+        insert_many(connection, JOB, rows)
         return len(rows)
 
     def stage_bad(self, batch_id: int, lines: Iterable[BadLineLike]) -> None:
@@ -83,7 +83,7 @@ class Staging:
         project_id = _still_staging(connection, batch_id, self.clock(), bad_lines=len(lines))
         common = {"batch_id": batch_id, "project_id": project_id}
         rows = [common | {"line": bad.line, "field": bad.field, "reason": bad.reason} for bad in lines]
-        connection.execute(insert(BAD_LINE), rows)
+        insert_many(connection, BAD_LINE, rows)
 
     def accept(self, batch_id: int, content_sha256: str | None, *, lines: int | None = None) -> int:
         """Make the batch visible. Where the project has the same content already, that batch is the answer and this one
