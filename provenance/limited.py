@@ -55,7 +55,7 @@ class LimitedVerifier:
         self.close()
 
     def _ask(self, data: bytes, mime: str | None) -> Any:
-        if self._served >= FILES_PER_CHILD:
+        if self._served >= FILES_PER_CHILD or (self._child and self._child[0].poll() is not None):
             self._stop()
         wire = self._wire()
         self._served += 1

@@ -19,10 +19,17 @@ from typing import Any
 
 TRUSTED, VALID, INVALID = "Trusted", "Valid", "Invalid"
 SUSPECT, NONE, UNREADABLE = "SuspectAncestor", "NoManifest", "Unreadable"
+WORDS = (TRUSTED, VALID, INVALID, SUSPECT, NONE, UNREADABLE)
 MAX_ANCESTORS = 1000
 UNTRUSTED = "signingCredential.untrusted"
-# Found in an ancestor, these say that its signer or clock is unknown; not that it was changed.
-HARMLESS = {UNTRUSTED, "timeStamp.mismatch", "timeStamp.untrusted", "timeStamp.outsideValidity"}
+# Found in an ancestor, these say that its signer, clock or manifest is not known here; not that it was changed.
+HARMLESS = {
+    UNTRUSTED,
+    "manifest.inaccessible",
+    "timeStamp.mismatch",
+    "timeStamp.untrusted",
+    "timeStamp.outsideValidity",
+}
 NO_PROOF = "that does not mean that it was not made by AI"
 MEANINGS = {
     "assertion.dataHash.mismatch": "the file was changed after it was signed",
@@ -49,6 +56,7 @@ MEANINGS = {
     "ingredient.manifest.missing": "the manifest of an ancestor is gone",
     "ingredient.claimSignature.mismatch": "the signature of an ancestor was changed",
     "ingredient.claimSignature.missing": "the signature of an ancestor is gone",
+    "manifest.inaccessible": "it points to a manifest elsewhere, which is not fetched",
     "general.error": "the manifest is damaged",
     "farm.type.mismatch": "the file is not of the type it was said to be",
     "farm.type.unknown": "this is not a picture of a known format",
@@ -118,17 +126,14 @@ def no_manifest(mime: str) -> Report:
 
 def judge(store: dict[str, Any], mime: str) -> Report:
     """`store` is the library's own account of the file."""
-    label = store["active_manifest"]
-    active = store["manifests"][label]
+    label = store.get("active_manifest")
+    active = store["manifests"].get(label)  # None where its damage keeps the library from listing it
     ancestors = tuple(_walk(store))
     own = _codes((store.get("validation_results") or {}).get("activeManifest"))
     inherited = [code for one in ancestors if one.verdict == INVALID for code in one.codes if code not in HARMLESS]
-    verdict = _word(
-        store.get("validation_state"),
-        own,
-        suspect=bool(inherited) or _deltas_fail(store) or len(ancestors) >= MAX_ANCESTORS,
-    )
-    signer = _signer(active)
+    suspect = bool(inherited) or _deltas_fail(store) or len(ancestors) >= MAX_ANCESTORS
+    verdict = _word(store.get("validation_state") if active else None, own, suspect=suspect)
+    signer = _signer(active or {})
     codes = tuple(dict.fromkeys([*own, *inherited]))
     sentence = _sentence(verdict, signer, codes, ancestors)
     return Report(verdict, sentence, codes, mime, signer, _source(store), label, None, ancestors)
@@ -148,7 +153,7 @@ def _sentence(verdict: str, signer: str | None, codes: tuple[str, ...], ancestor
         return f"Signed by {who}, who is on the trust list, and unchanged since."
     if verdict == VALID:
         return f"Unchanged since {who} signed it; but that signer is not on the trust list."
-    why = next((meaning(code) for code in codes if code != UNTRUSTED), "it leads to too many ancestors or to none")
+    why = next((meaning(code) for code in codes if code != UNTRUSTED), "what it carries cannot be followed to its end")
     if verdict == SUSPECT:
         bad = next((one.title for one in ancestors if one.verdict == INVALID), "another file")
         return f"Unchanged itself, but made from {bad!r}, which is not to be trusted: {why}."
@@ -157,11 +162,8 @@ def _sentence(verdict: str, signer: str | None, codes: tuple[str, ...], ancestor
 
 def _walk(store: dict[str, Any]) -> Iterator[Ancestor]:
     """Depth first; a manifest reached twice is opened once, so no knot of ingredients can blow the walk up."""
-    manifests, seen = store["manifests"], {store["active_manifest"]}
-    todo = [
-        (1, store["active_manifest"], one)
-        for one in reversed(_ingredients(store["manifests"], store["active_manifest"]))
-    ]
+    manifests, root = store["manifests"], str(store.get("active_manifest"))
+    todo, seen = [(1, root, one) for one in reversed(_ingredients(manifests, root))], {root}
     for _ in range(MAX_ANCESTORS):
         if not todo:
             return
@@ -174,7 +176,7 @@ def _walk(store: dict[str, Any]) -> Iterator[Ancestor]:
 
 
 def _ingredients(manifests: dict[str, Any], label: str) -> list[dict[str, Any]]:
-    return manifests[label].get("ingredients") or []
+    return (manifests.get(label) or {}).get("ingredients") or []
 
 
 def _ancestor(store: dict[str, Any], depth: int, child: str, ingredient: dict[str, Any]) -> Ancestor:
@@ -241,14 +243,14 @@ def _signer(manifest: dict[str, Any]) -> str | None:
 
 def _source(store: dict[str, Any]) -> str | None:
     """The digital source type of the last action that names one; a manifest that names none speaks for its parent."""
-    manifests, label, seen = store["manifests"], store["active_manifest"], set()
+    manifests, label, seen = store["manifests"], str(store.get("active_manifest")), set()
     while label in manifests and label not in seen:
         seen.add(label)
         types = [action["digitalSourceType"] for action in _actions(manifests[label]) if "digitalSourceType" in action]
         if types:
             return str(types[-1])
         parents = [one for one in _ingredients(manifests, label) if one.get("relationship") == "parentOf"]
-        label = parents[0].get("active_manifest") if parents else None
+        label = str(parents[0].get("active_manifest")) if parents else ""
     return None
 
 

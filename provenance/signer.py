@@ -11,11 +11,12 @@ It reads the database and the store and writes neither. Refusals are problem doc
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -89,26 +90,29 @@ def serve(settings: Settings) -> None:
         log.info("the signer listens on %s", path)
         config = uvicorn.Config(create_app(notary), log_config=None, access_log=False)
         uvicorn.Server(config).run(sockets=[listener])
-    path.unlink(missing_ok=True)
 
 
-def listen(path: Path) -> socket.socket:
-    """A socket file that is never open to others, not even for the moment between bind and chmod."""
+@contextmanager
+def listen(path: Path) -> Iterator[socket.socket]:
+    """A socket file that is never open to others, not even for the moment between bind and chmod.
+
+    The lock beside it goes with the process that holds it, however that ends; then the file left behind is stale.
+    """
     if len(os.fsencode(path)) > MAX_PATH:
         raise BadInput(f"{path} is too long for a Unix socket", field="signer", fix="set FARM_SIGNER to a shorter path")
     path.parent.mkdir(parents=True, exist_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    if path.exists():
-        if listener.connect_ex(str(path)) == 0:
-            listener.close()
-            raise Conflict(f"another signer answers on {path}", fix="stop it first, or set FARM_SIGNER")
-        path.unlink()
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(before)
-    return listener
+    with path.with_name(path.name + ".lock").open("w") as lock, socket.socket(socket.AF_UNIX) as listener:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(f"another signer serves {path}", fix="stop it first, or set FARM_SIGNER") from error
+        path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        yield listener
 
 
 async def _body(request: Request, expected: int) -> bytes:

@@ -27,7 +27,7 @@ from provenance.report import Report
 
 # The purposes a signing certificate may have. Left out, the library would take e-mail protection alone.
 PURPOSES = "1.3.6.1.4.1.62558.2.1\n1.3.6.1.5.5.7.3.4\n1.3.6.1.5.5.7.3.36\n"
-MAX_FILE = 512 << 20
+MAX_FILE = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ def verify_bytes(data: bytes, mime: str | None, trust: str) -> Report:
         return report.failed(report.INVALID, "farm.type.mismatch", kind)
     try:
         return _read(data, kind, trust)
-    except C2paError.RemoteManifest:
-        return report.failed(report.NONE, "farm.manifest.remote", kind)
-    except (C2paError, json.JSONDecodeError):
+    except (C2paError, ValueError) as error:
+        if str(error).startswith("Remote"):  # the library has no type for it
+            return report.failed(report.NONE, "farm.manifest.remote", kind)
         return report.failed(report.UNREADABLE, "farm.manifest.unreadable", kind)
 
 

@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from sqlalchemy import Engine
-from sqlmodel import Session
+from sqlmodel import Session, SQLModel
 
 from farm.config import Settings
 from farm.db import connect, migrate
 from farm.errors import Fault
-from farm.job import State
-from farm.ports import Frame, Lease, Outcome, Signed, Spec, Stage
+from farm.job import Spec, State
+from farm.ports import Frame, Lease, Outcome, Signed, Stage
 from farm.store import FsspecStore, open_store
 from farm.tables import Artifact, Batch, Decision, Job, Lane, Project, Upload, Verdict
 from provenance import keys
@@ -32,6 +32,11 @@ OWNER = "dispatcher-1"
 
 def picture(seed: int, width: int = 48, height: int = 32) -> Frame:
     return Frame(width, height, random.Random(seed).randbytes(width * height * 3))
+
+
+Row = TypeVar("Row", bound=SQLModel)
+Values = dict[str, Any]
+OURS: Values = {"project_id": "p", "created_at": NOW}
 
 
 @dataclass
@@ -46,7 +51,7 @@ class Farm:
     def trust(self) -> str:
         return keys.trust(self.settings.home)
 
-    def add(self, row: Any) -> Any:
+    def add(self, row: Row) -> Row:
         with Session(self.engine, expire_on_commit=False) as session:
             session.add(row)
             session.commit()
@@ -62,31 +67,30 @@ class Farm:
 
     def job(self, **values: Any) -> Job:
         """A job leased to OWNER in its first attempt."""
-        leased = {"state": State.LEASED, "attempt": 1, "owner": OWNER, "lease_expires_at": NOW + 60}
-        asked = {"model": "tiny", "prompt": "a red circle", "seed": 7, "width": 48, "height": 32, "steps": 4}
-        row = {"project_id": "p", "batch_id": 1, "lane_id": 1, "line": next(self.counter), "guidance": 3.5}
-        row |= {"format": "png", "created_at": NOW, "updated_at": NOW}
-        return self.add(Job(**(row | leased | asked | values)))  # type: ignore[no-any-return]
+        leased: Values = {"state": State.LEASED, "attempt": 1, "owner": OWNER, "lease_expires_at": NOW + 60}
+        asked: Values = {"model": "tiny", "prompt": "a red circle", "seed": 7, "steps": 4, "guidance": 3.5}
+        size: Values = {"width": 48, "height": 32, "format": "png"}
+        place: Values = {"batch_id": 1, "lane_id": 1, "line": next(self.counter), "updated_at": NOW}
+        return self.add(Job(**(OURS | place | leased | asked | size | values)))
 
     def judge(
         self, job: Job, frame: Frame, outcome: Outcome = Outcome.ALLOW, attempt: int = 1, stage: Stage = Stage.FRAME
     ) -> Verdict:
-        said = {"stage": stage, "subject": frame.sha256, "outcome": outcome, "attempt": attempt}
-        by = {"policy": "aa" * 32, "encoder": "bb" * 32, "weights": "cc" * 32, "gang": "gang-1", "created_at": NOW}
-        return self.add(Verdict(project_id="p", job_id=job.id, **said, **by))  # type: ignore[no-any-return]
+        said: Values = {"stage": stage, "subject": frame.sha256, "outcome": outcome, "attempt": attempt}
+        by: Values = {"policy": "aa" * 32, "encoder": "bb" * 32, "weights": "cc" * 32, "gang": "gang-1"}
+        return self.add(Verdict(job_id=job.id or 0, **OURS, **said, **by))
 
     def sign(self, job: Job, frame: Frame, **changed: Any) -> Signed:
         return self.signer.sign(lease(job, **changed), frame)
 
     def settle(self, job: Job, verdict: Verdict, signed: Signed, state: State = State.PUBLISHED) -> Artifact:
         """What the second transaction does, straight into the tables."""
-        what = {"key": self.store.put(signed.data), "bytes": len(signed.data), "mime": signed.mime}
-        size = {"width": job.width, "height": job.height, "frame_sha256": verdict.subject}
-        proof = {"manifest_sha256": signed.manifest_sha256, "label": signed.label, "verified_at": NOW}
-        row = {"project_id": "p", "job_id": job.id, "verdict_id": verdict.id, "created_at": NOW}
-        artifact = self.add(Artifact(**row, **what, **size, **proof))
+        what: Values = {"key": self.store.put(signed.data), "bytes": len(signed.data), "mime": signed.mime}
+        size: Values = {"width": job.width, "height": job.height, "frame_sha256": verdict.subject}
+        proof: Values = {"manifest_sha256": signed.manifest_sha256, "label": signed.label, "verified_at": NOW}
+        artifact = self.add(Artifact(job_id=job.id or 0, verdict_id=verdict.id or 0, **OURS, **what, **size, **proof))
         self.change(job, state=state, verdict_id=verdict.id, artifact_id=artifact.id, owner=None, lease_expires_at=None)
-        return artifact  # type: ignore[no-any-return]
+        return artifact
 
     def make(self, frame: Frame, state: State = State.PUBLISHED, **values: Any) -> tuple[Job, Artifact, Signed]:
         """One job from its lease to its end."""
@@ -97,17 +101,18 @@ class Farm:
 
     def upload(self, data: bytes, mime: str = "image/png") -> Upload:
         key = self.store.put(data)
-        row = {"project_id": "p", "name": "mine", "key": key, "mime": mime, "bytes": len(data), "created_at": NOW}
-        return self.add(Upload(id=f"u{next(self.counter)}", width=48, height=32, **row))  # type: ignore[no-any-return]
+        row: Values = {"name": "mine", "key": key, "mime": mime, "bytes": len(data), "width": 48, "height": 32}
+        return self.add(Upload(id=f"u{next(self.counter)}", **OURS, **row))
 
     def decide(self, job: Job, artifact: Artifact, outcome: str = "approve") -> Decision:
-        row = {"project_id": "p", "job_id": job.id, "artifact_id": artifact.id, "outcome": outcome, "created_at": NOW}
-        return self.add(Decision(person="Kim", reason="it is a circle", **row))  # type: ignore[no-any-return]
+        row: Values = {"job_id": job.id, "artifact_id": artifact.id, "outcome": outcome}
+        return self.add(Decision(person="Kim", reason="it is a circle", **OURS, **row))
 
 
 def lease(job: Job, **changed: Any) -> Lease:
     spec = Spec(job.model, job.prompt, job.seed, job.width, job.height, job.steps, job.guidance, job.format)
-    named = {"job_id": job.id, "attempt": job.attempt, "owner": OWNER, "project_id": "p", "batch_id": 1, "spec": spec}
+    named: Values = {"job_id": job.id, "attempt": job.attempt, "owner": OWNER, "spec": spec}
+    named |= {"project_id": "p", "batch_id": 1}
     return Lease(**(named | changed))
 
 
@@ -117,9 +122,9 @@ def open_farm(home: Path, client: SignerClient) -> Farm:
     migrate(engine)
     farm = Farm(settings, engine, open_store(settings.store_url), client)
     farm.add(Project(id="p", created_at=NOW))
-    farm.add(Batch(project_id="p", name="b", state="open", created_at=NOW, updated_at=NOW))
-    lane = {"model": "tiny", "shape_key": "tiny/48x32/4/3.5/text", "priority": 0, "open": True, "created_at": NOW}
-    farm.add(Lane(project_id="p", batch_id=1, **lane))
+    farm.add(Batch(name="b", state="open", updated_at=NOW, **OURS))
+    lane: Values = {"model": "tiny", "shape_key": "tiny/48x32/4/3.5/text", "priority": 0, "open": True}
+    farm.add(Lane(batch_id=1, **OURS, **lane))
     return farm
 
 

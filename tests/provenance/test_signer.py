@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from c2pa import Context, Reader
+from c2pa import Builder, Context, Reader
 from PIL import Image
 from sqlmodel import Session, select
 
@@ -25,8 +25,10 @@ from farm.tables import AuditHead, Decision, Job
 from provenance import keys, manifest
 from provenance.client import SignerClient
 from provenance.signer import listen
-from provenance.verify import LocalVerifier, verify_bytes
+from provenance.signing import Signing
+from provenance.verify import LocalVerifier, context, verify_bytes
 from tests.provenance.conftest import NOW, OWNER, Farm, Refusal, open_farm, picture, start_signer
+from tests.provenance.test_verify import MANIFEST
 
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
@@ -155,7 +157,7 @@ def test_a_chain_of_edits_names_its_parents(farm: Farm) -> None:
     parent: Job | None = None
     labels: list[str] = []
     for turn, kind in enumerate(("png", "webp", "jpeg", "png")):
-        edit = {"edit": True, "parent_job_id": parent.id} if parent else {}
+        edit: dict[str, Any] = {"edit": True, "parent_job_id": parent.id} if parent else {}
         parent, _, signed = farm.make(picture(20 + turn), format=kind, **edit)
         labels.insert(0, signed.label)
     found = verify_bytes(signed.data, signed.mime, farm.trust)
@@ -211,6 +213,20 @@ def test_an_upload_keeps_its_own_manifest(farm: Farm, farm_ed25519: Farm) -> Non
     found = verify_bytes(signed.data, signed.mime, farm.trust)
     assert (found.verdict, found.declared) == ("Trusted", "made by AI")
     assert [(one.label, one.verdict) for one in found.ancestors] == [(foreign.label, "Valid")]
+
+
+def test_an_upload_whose_manifest_lies_elsewhere_is_bare_here(farm: Farm) -> None:
+    out = io.BytesIO()
+    signing = Signing(keys.load(farm.settings.home))
+    with Builder(MANIFEST, context=context("")) as builder:
+        builder.set_no_embed()
+        builder.set_remote_url("http://127.0.0.1:9/manifest.c2pa")
+        builder.sign(signing._signer, "image/png", io.BytesIO(plain_png(46)), out)
+    upload = farm.upload(out.getvalue())
+    _, _, signed = farm.make(picture(47), edit=True, upload_id=upload.id)
+    found = verify_bytes(signed.data, signed.mime, farm.trust)
+    assert (found.verdict, found.declared) == ("Trusted", "partly made by AI")
+    assert [(one.verdict, one.codes) for one in found.ancestors] == [("NoManifest", ("manifest.inaccessible",))]
 
 
 def test_refuses_a_broken_upload(farm: Farm, refused: Refusal) -> None:
@@ -332,8 +348,9 @@ def test_killed_and_started_again_it_goes_on_with_the_same_keys(tmp_path: Path, 
 
 
 def test_a_second_signer_on_the_same_socket_says_so(farm: Farm) -> None:
-    with pytest.raises(Conflict):
-        listen(farm.settings.signer_socket)
+    with pytest.raises(Conflict, match="another signer"), listen(farm.settings.signer_socket):
+        pass
+    assert farm.signer.health()["state"] == "ready"
 
 
 def test_a_stale_socket_is_taken_over(tmp_path: Path) -> None:

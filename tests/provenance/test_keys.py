@@ -1,0 +1,86 @@
+"""The development authority: what it makes, who may read it, when it renews itself."""
+
+from __future__ import annotations
+
+import datetime as dt
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from farm.errors import BadInput, Unavailable
+from provenance import keys
+from provenance.signing import Signing
+from provenance.verify import verify_bytes
+from tests.provenance.test_verify import MANIFEST, encoded
+
+
+def test_made_on_first_use_and_the_same_afterwards(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="no keys"):
+        keys.load(tmp_path)
+    with pytest.raises(Unavailable, match="no trust list"):
+        keys.trust(tmp_path)
+    made = keys.init(tmp_path)
+    again = keys.init(tmp_path, "ed25519")
+    assert (again.algorithm, again.chain, again.root) == ("es256", made.chain, made.root)
+    assert again.prompt_salt(1) == made.prompt_salt(1) != made.prompt_salt(2)
+    assert keys.trust(tmp_path) == made.root
+    assert keys.init(tmp_path / "other").root != made.root
+
+
+@pytest.mark.parametrize("algorithm", ["es256", "ed25519"])
+def test_the_leaf_is_marked_and_short_lived(tmp_path: Path, algorithm: str) -> None:
+    made = keys.init(tmp_path, algorithm)
+    leaf, issuing = x509.load_pem_x509_certificates(made.chain.encode())
+    assert leaf.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value == keys.ORGANISATION
+    assert leaf.not_valid_after_utc - leaf.not_valid_before_utc == dt.timedelta(days=90)
+    purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert set(purposes) == {keys.C2PA_SIGNING, ExtendedKeyUsageOID.EMAIL_PROTECTION}
+    assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert leaf.not_valid_after_utc < issuing.not_valid_after_utc
+    leaf.verify_directly_issued_by(issuing)
+    issuing.verify_directly_issued_by(x509.load_pem_x509_certificate(made.root.encode()))
+
+
+def test_private_files_are_private_and_public_ones_hold_no_key(tmp_path: Path) -> None:
+    keys.init(tmp_path)
+    folder = tmp_path / "keys"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    public = b"".join(path.read_bytes() for path in (tmp_path / "trust").iterdir())
+    assert b"PRIVATE" not in public
+
+
+@pytest.mark.parametrize("name", ["", "leaf.pem", "salt.key"])
+def test_keys_that_others_can_read_are_refused(tmp_path: Path, name: str) -> None:
+    keys.init(tmp_path)
+    (tmp_path / "keys" / name).chmod(0o755)
+    with pytest.raises(Unavailable, match="can be read by others"):
+        keys.load(tmp_path)
+
+
+def test_unknown_algorithm_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="did you mean 'ed25519'"):
+        keys.init(tmp_path, "ed25518")
+
+
+def test_a_leaf_near_its_end_is_renewed_under_the_same_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = keys.init(tmp_path)
+    before = Signing(old).sign(MANIFEST, encoded("png"), "image/png")
+    monkeypatch.setitem(keys.LIFE, "leaf", (90, 91))
+    renewed = keys.init(tmp_path)
+    assert renewed.chain != old.chain
+    assert renewed.root == old.root
+    after = Signing(renewed).sign(MANIFEST, encoded("png"), "image/png")
+    for signed in (before, after):
+        assert verify_bytes(signed.data, signed.mime, old.root).verdict == "Trusted"
+
+
+def test_processes_that_start_at_once_end_with_one_authority(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        roots = {made.root for made in pool.map(lambda _: keys.init(tmp_path), range(8))}
+    assert len(roots) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["keys", "trust"]
