@@ -1,0 +1,180 @@
+"""One open_clip encoder: the views it takes of a frame, its embeddings, and the fingerprint that names it.
+
+Shapes: V views of a frame, N views of all frames, D the embedding, C H W an encoder's input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from farm.errors import BadInput, Fault, nearest
+from farm.job import Cause
+from farm.ports import Frame
+
+TINY = Path(__file__).parent / "tiny_clip"
+VIEWS = "whole+centre+squares+tiles of two thirds, half overlapping"
+BATCH = 64  # views in one pass
+CONFIG = "open_clip_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A part of a frame by its box in pixels: left, top, right, bottom."""
+
+    name: str
+    box: tuple[float, float, float, float]
+
+
+def views(width: int, height: int) -> list[View]:
+    """The whole (squashed), then squares that overlap by half: nothing at an edge or small goes unseen."""
+    short = min(width, height)
+    found = [View("whole", (0, 0, width, height))]
+    if width != height:
+        left, top = (width - short) / 2, (height - short) / 2
+        found.append(View("centre", (left, top, left + short, top + short)))
+        found += tiles(width, height, short, "square")
+    return found + tiles(width, height, short * 2 / 3, "tile")
+
+
+def tiles(width: int, height: int, side: float, name: str) -> list[View]:
+    corners = [(left, top) for top in _starts(height, side) for left in _starts(width, side)]
+    return [View(f"{name} {i}", (left, top, left + side, top + side)) for i, (left, top) in enumerate(corners, 1)]
+
+
+def _starts(length: int, side: float) -> list[float]:
+    steps = math.ceil((length - side) / (side / 2) - 1e-9)
+    return [step * (length - side) / steps for step in range(steps + 1)] if steps else [0.0]
+
+
+class Encoder:
+    """A loaded model. Embeddings are unit vectors in float32; a broken model gives NaN, which the gate refuses."""
+
+    def __init__(self, model: Any, tokenizer: Any, fingerprint: str, device: str) -> None:
+        self.fingerprint, self.device = fingerprint, device
+        self._model, self._tokenizer = model.to(device).eval().requires_grad_(False), tokenizer
+        self._texts: dict[str, Tensor] = {}
+        look = model.visual.preprocess_cfg
+        size = look["size"]
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[1], size[0])
+        self._resample = Image.Resampling.BILINEAR if look["interpolation"] == "bilinear" else Image.Resampling.BICUBIC
+        self._mean_C11 = torch.tensor(look["mean"], device=device).view(-1, 1, 1)
+        self._std_C11 = torch.tensor(look["std"], device=device).view(-1, 1, 1)
+
+    def encode_frames(self, frames: Sequence[Frame]) -> list[Tensor]:
+        """One V x D tensor for each frame, on the CPU; views of all frames go through the model together."""
+        taken = [[self._pixels(image, view) for view in views(*image.size)] for image in map(as_image, frames)]
+        flat = [pixels for of_one in taken for pixels in of_one]
+        passes = [self._encode_pixels(flat[i : i + BATCH]) for i in range(0, len(flat), BATCH)]
+        return list(torch.split(torch.cat(passes), [len(of_one) for of_one in taken])) if taken else []
+
+    def encode_texts(self, phrases: Sequence[str]) -> Tensor:
+        """One row a phrase; each phrase is encoded once in the life of the encoder."""
+        new = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._texts]
+        if new:
+            with torch.inference_mode():
+                rows = unit(self._model.encode_text(self._tokenizer(new).to(self.device)).float()).cpu()
+            self._texts |= dict(zip(new, rows, strict=True))
+        return torch.stack([self._texts[phrase] for phrase in phrases])
+
+    def _pixels(self, image: Image.Image, view: View) -> NDArray[np.uint8]:
+        return np.asarray(image.resize(self.size, self._resample, box=view.box))
+
+    def _encode_pixels(self, views_NHWC: Sequence[NDArray[np.uint8]]) -> Tensor:
+        pixels_NCHW = torch.from_numpy(np.stack(views_NHWC)).to(self.device).permute(0, 3, 1, 2).float() / 255
+        with torch.inference_mode():
+            return unit(self._model.encode_image((pixels_NCHW - self._mean_C11) / self._std_C11).float()).cpu()
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Unlike functional.normalize, a row of zeros becomes NaN and is refused, not passed on as zeros."""
+    return torch.div(rows, rows.norm(dim=-1, keepdim=True))
+
+
+def as_image(frame: Frame) -> Image.Image:
+    if frame.width < 1 or frame.height < 1 or len(frame.pixels) != frame.width * frame.height * 3:
+        raise ValueError(f"{len(frame.pixels)} bytes are no RGB picture of {frame.width}x{frame.height}")
+    return Image.frombytes("RGB", (frame.width, frame.height), frame.pixels)
+
+
+def load_encoder(name: str = "", device: str = "cpu") -> Encoder:
+    """`name`: a folder (open_clip's local-dir layout, with or without that prefix), hf-hub:OWNER/REPO, or
+    ARCHITECTURE@FILE.safetensors; empty: the bundled tiny one. Raises Fault(WEIGHTS_MISSING) where it is not there."""
+    architecture, _, file = name.partition("@")
+    if file:
+        return _from_file(architecture, Path(file), device)
+    return _from_folder(_folder(name), device)
+
+
+def _folder(name: str) -> Path:
+    if not name:
+        return TINY
+    if not name.startswith("hf-hub:"):
+        return Path(name.removeprefix("local-dir:"))
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        return Path(snapshot_download(name.removeprefix("hf-hub:"), allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise Fault(Cause.WEIGHTS_MISSING, f"the gate's encoder {name} could not be fetched: {error}") from error
+
+
+def _from_folder(folder: Path, device: str) -> Encoder:
+    _check(folder)
+    files = {str(path.relative_to(folder)): file_hash(path) for path in _files(folder)}
+    return _open(f"local-dir:{folder.absolute()}", None, files, device)
+
+
+def _from_file(architecture: str, weights: Path, device: str) -> Encoder:
+    if architecture not in open_clip.list_models():
+        fix = nearest(architecture, open_clip.list_models())
+        raise BadInput(f"open_clip has no architecture {architecture!r}", field="encoder", fix=fix)
+    if weights.suffix != ".safetensors":
+        raise BadInput(f"{weights} is not safetensors", field="encoder", fix="convert it; nothing is unpickled here")
+    if not weights.is_file():
+        raise Fault(Cause.WEIGHTS_MISSING, f"the gate's encoder is missing: no file {weights}")
+    bundled = Path(open_clip.tokenizer.default_bpe())
+    files = {"weights": file_hash(weights), "vocabulary": file_hash(bundled)}
+    return _open(architecture, str(weights), files, device)
+
+
+def _check(folder: Path) -> None:
+    """Left with a choice, open_clip would also take a pickle; it gets none."""
+    if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
+        what = f"{folder} needs {CONFIG} and a safetensors file"
+        raise Fault(Cause.WEIGHTS_MISSING, f"the gate's encoder is missing: {what}")
+    for path in folder.iterdir():
+        if path.suffix in (".bin", ".pt", ".pth"):
+            raise BadInput(f"{path} may be a pickle", field="encoder", fix="take it out; only safetensors are read")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    inside = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return (path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _open(name: str, weights: str | None, files: Mapping[str, str], device: str) -> Encoder:
+    model = open_clip.create_model(name, pretrained=weights, require_pretrained=True)
+    config = open_clip.get_model_config(name)
+    told = {"files": files, "config": config, "preprocess": dict(model.visual.preprocess_cfg), "views": VIEWS}
+    fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return Encoder(model, open_clip.get_tokenizer(name), fingerprint, device)
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
