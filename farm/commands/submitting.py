@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from farm.errors import BadInput, NotFound
+from farm.errors import BadInput
 
 if TYPE_CHECKING:
     from farm.client import FarmClient
@@ -24,7 +24,7 @@ def submit(client: FarmClient, file: str, **options: Any) -> dict[str, Any]:
         return client.submit(with_uploads(sys.stdin.buffer, Path(), client), **options)
     path = Path(file)
     if not path.is_file():
-        raise NotFound(f"no file {file}", field="FILE", fix="give a file of JSON lines, or - for standard input")
+        raise BadInput(f"no file {file}", field="FILE", fix="give a file of JSON lines, or - for standard input")
     options.setdefault("name", path.stem)
     with path.open("rb") as lines:
         return client.submit(with_uploads(lines, path.parent, client), **options)

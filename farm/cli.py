@@ -1,0 +1,236 @@
+"""The composition root: every command of `farm`, and the processes wired together from the rooms.
+
+Nothing heavy is imported before a command runs, so `farm --help` loads neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from typer.exceptions import TyperException
+
+from farm.commands import batches, demo, doctor, models, verifying
+from farm.commands.output import say
+from farm.errors import BadInput, FarmError, Fault, Unavailable
+from farm.job import Cause
+from farm.ports import Provenance, Verifier
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from farm.config import Settings
+    from farm.dispatcher import Dispatcher
+
+app = typer.Typer(
+    name="farm",
+    add_completion=False,
+    rich_markup_mode=None,
+    help="A render farm for FLUX image models that lets no image out that was not judged and signed.",
+)
+USAGE, INTERRUPTED = 2, 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exit codes: 0 done, 1 the work failed, 2 wrong usage. An error is one line: where, what, what to do."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        return int(app(given or ["--help"], standalone_mode=False) or 0)
+    except TyperException as error:
+        say(f"farm: {' '.join(error.format_message().split())} (farm --help lists what there is)")
+        return error.exit_code
+    except FarmError as error:
+        say(f"farm: {error}")
+        for bad in error.more.get("bad_lines", [])[:20]:
+            say(f"  line {bad['line']}: {bad['field']}: {bad['reason']}")
+        return USAGE if isinstance(error, BadInput) else 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+@app.command()
+def up() -> None:
+    """Run the whole farm on this machine: signer, Ray, dispatcher, API and pages."""
+    from farm import config
+    from farm.commands import starting
+
+    settings = config.load()
+    _log()
+    key = starting.prepare(settings)
+    say(f"farm: key in {key}; pages and API at {settings.api_url}; logs in {settings.home / 'log'}")
+    threading.Thread(target=starting.announce, args=(settings,), daemon=True).start()
+    raise typer.Exit(starting.supervisor(settings).run())
+
+
+@app.command()
+def api() -> None:
+    """Run the API and the pages alone."""
+    import uvicorn
+
+    settings = _begin()
+    options = {"host": settings.host, "port": settings.port, "timeout_graceful_shutdown": 3}
+    uvicorn.run(build_api(settings), log_config=None, access_log=False, ws="none", **options)  # type: ignore[arg-type]
+
+
+@app.command()
+def dispatch() -> None:
+    """Run a dispatcher alone: it leases jobs and carries them through rendering, judging, signing and publication."""
+    settings = _begin()
+    dispatcher, close = build_dispatcher(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: dispatcher.stop())
+    try:
+        dispatcher.run()
+    finally:
+        close()
+
+
+@app.command()
+def signer() -> None:
+    """Run the signer alone: the one process that holds the keys."""
+    from provenance.signer import serve
+
+    serve(_begin())
+
+
+@app.command()
+def ray() -> None:
+    """Run a Ray head of our own alone, on loopback, with its token."""
+    from actors.cluster import serve
+
+    raise typer.Exit(serve(_begin()))
+
+
+def build_api(settings: Settings) -> FastAPI:
+    from actors.models import catalogue
+    from dashboard.app import mount
+    from farm.access import Access
+    from farm.api import create_app
+    from farm.api.callers import Farm
+    from farm.db import connect
+    from farm.insights import Insights
+    from farm.job_queue import JobQueue
+    from farm.store import open_store
+
+    engine = connect(settings.database_url)
+    queue, access, insights = JobQueue(engine), Access(engine), Insights(engine)
+    store = open_store(settings.store_url)
+    farm = Farm(settings, queue, access, insights, store, catalogue(), default_model(settings))
+    api = create_app(farm)
+    mount(api, access=access, insights=insights, queue=queue, store=store)
+    return api
+
+
+def default_model(settings: Settings) -> str | None:
+    """What a line that names no model means: the only model installed, if there is only one."""
+    from actors.models import models_table
+
+    if not settings.models:
+        return "tiny"
+    ready = [str(row["name"]) for row in models_table(Path(settings.models)) if row["ready"]]
+    return ready[0] if len(ready) == 1 else None
+
+
+def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]]:
+    """The dispatcher with every port connected, and what closes them."""
+    from actors.host import RemoteGate
+    from actors.models import catalogue
+    from actors.pool import Pool
+    from farm.db import connect
+    from farm.dispatcher import Dispatcher
+    from farm.job_queue import JobQueue
+    from farm.pipeline import Ports
+    from farm.store import open_store
+    from provenance.client import SignerClient
+
+    renderer = Pool(settings, catalogue())
+    ports = Ports(
+        queue=JobQueue(connect(settings.database_url)),
+        renderer=renderer,
+        gate=RemoteGate(settings, "safety.gate:load_gate", [_whole(settings.policy), _whole(settings.encoder)]),
+        signer=SignerClient(settings.signer_socket),
+        verifier=OwnVerifier(settings.home),
+        store=open_store(settings.store_url),
+        retry_s=settings.retry_s,
+        max_pixels_in=settings.max_pixels_in,
+    )
+    dispatcher = Dispatcher(ports, group=settings.group, workers=settings.workers, lease_s=settings.lease_s)
+    return dispatcher, renderer.close
+
+
+@dataclass(slots=True)
+class OwnVerifier:
+    """Checks what we signed against our own trust list, which is there once the signer has run for the first time."""
+
+    home: Path
+    inner: Verifier | None = None
+
+    def verify(self, data: bytes, mime: str) -> Provenance:
+        from provenance import keys
+        from provenance.verify import LocalVerifier
+
+        if self.inner is None:
+            try:
+                self.inner = LocalVerifier(keys.trust(self.home))
+            except Unavailable as error:
+                raise Fault(Cause.SIGNER_DOWN, error.detail) from error
+        return self.inner.verify(data, mime)
+
+
+def _whole(place: str) -> str:
+    """Ray's workers live in another folder."""
+    return str(Path(place).absolute()) if place and Path(place).exists() else place
+
+
+def _begin() -> Settings:
+    from farm import config
+
+    _log()
+    return config.load()
+
+
+def _log() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "httpcore", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+for command in (
+    batches.submit,
+    batches.ls,
+    batches.show,
+    batches.watch,
+    batches.cancel,
+    batches.retry,
+    batches.pause,
+    batches.resume,
+    batches.priority,
+    batches.download,
+    verifying.verify,
+    demo.demo,
+    doctor.doctor,
+):
+    app.command()(command)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
+    models.bench
+)
+app.add_typer(models.models, name="models")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""`farm demo`: a bundled batch from submission to verified images, on a farm that it starts if none runs."""
+
+from __future__ import annotations
+
+import time
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farm.commands.output import as_json, say, table
+
+if TYPE_CHECKING:
+    from farm.client import FarmClient
+    from farm.config import Settings
+
+COLUMNS = ["job", "prompt", "state", "verdict", "provenance", "file"]
+
+
+def demo(
+    json_: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the images go.")] = Path("demo-out"),
+) -> None:
+    """Make the bundled batch: text to image, edits, two blocked, one held; then verify every image."""
+    from farm import config
+    from farm.commands.session import open_client
+    from farm.commands.starting import running
+
+    began = time.monotonic()
+    settings = config.load()
+    with running(settings) as own, open_client(own) as client:
+        counts, rows = _make(client, own, out)
+    artifacts = [_artifact(row) for row in rows if row["file"]]
+    if json_:
+        as_json({"jobs": counts, "artifacts": artifacts, "seconds": round(time.monotonic() - began, 1)})
+    else:
+        table(rows, COLUMNS)
+        _where_next(settings, out)
+    if counts.get("failed") or not artifacts or any(row["provenance"] not in ("", "Trusted") for row in rows):
+        raise typer.Exit(1)
+
+
+def _make(client: FarmClient, settings: Settings, out: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    from farm.commands import submitting
+    from farm.commands.session import follow
+
+    lines = resources.files("farm.demo").joinpath("batch.jsonl").read_bytes().splitlines(keepends=True)
+    batch = client.submit(lines, name="demo", again=True)
+    say(f"batch {batch['id']}: {batch['jobs']} jobs")
+    done = follow(client, batch["id"])
+    jobs = submitting.download(client, batch["id"], out)
+    return done["counts"], _verified(client, settings, jobs, out)
+
+
+def _verified(client: FarmClient, settings: Settings, jobs: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
+    """Held images too: they are signed wherever they rest, and an operator may see them."""
+    from provenance import keys
+    from provenance.limited import LimitedVerifier
+
+    rows = []
+    with LimitedVerifier(keys.trust(settings.home)) as verifier:
+        for job in jobs:
+            file, provenance = out / job["file"] if job["file"] else None, ""
+            if file or job["state"] == "held":
+                provenance = verifier.verify(file.read_bytes() if file else client.image(job["id"])).verdict
+            row = {"job": job["id"], "prompt": job["prompt"], "state": job["state"], "verdict": job["verdict"]}
+            rows.append(row | {"provenance": provenance, "file": str(file or "")})
+    return rows
+
+
+def _artifact(row: dict[str, Any]) -> dict[str, Any]:
+    return {"job": row["job"], "path": row["file"], "verdict": row["verdict"], "provenance": row["provenance"]}
+
+
+def _where_next(settings: Settings, out: Path) -> None:
+    print(
+        f"\nThe images are in {out}, listed in {out / 'index.jsonl'}. Where to go next:\n"
+        f"  farm verify {out!s:<15} check their provenance again\n"
+        f"  farm up                     pages at {settings.api_url}, key in {settings.home / 'key'}\n"
+        "  farm submit BATCH.jsonl     make your own\n"
+        "  farm models ls              use real weights"
+    )

@@ -1,0 +1,66 @@
+"""`farm models` and `farm bench`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farm.commands.output import as_json, facts, table
+from farm.errors import BadInput, nearest
+
+models = typer.Typer(help="The models the farm knows, and the files they need.")
+BENCHES = {"queue": "benchmarks.queue", "denoise": "benchmarks.denoise"}
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+@models.command("ls")
+def models_ls(json_: Json = False) -> None:
+    """List the models: licence, whether their files are there, what is missing."""
+    from actors.models import models_table
+    from farm import config
+
+    folder = config.load().models
+    rows = models_table(Path(folder) if folder else None)
+    if json_:
+        as_json(rows)
+        return
+    shown = [
+        row | {"state": _state(row), "edits": "yes" if row["edits"] else "", "missing": ", ".join(row["missing"])}
+        for row in rows
+    ]
+    table(shown, ["name", "title", "state", "edits", "licence", "missing"])
+
+
+def _state(row: dict[str, object]) -> str:
+    if not row["rendered"]:
+        return "not rendered yet"
+    return "ready" if row["ready"] else "files missing"
+
+
+@models.command("check")
+def models_check(path: Annotated[Path, typer.Argument(metavar="PATH")], json_: Json = False) -> None:
+    """Say what a file or folder of weights holds, without loading it. Exit code 1 if parts are missing."""
+    from actors.models import check_report
+
+    if not path.exists():
+        raise BadInput(f"no file or folder {path}", field="PATH")
+    report = check_report(path)
+    if json_:
+        as_json(report)
+    else:
+        facts({name: value for name, value in report.items() if not isinstance(value, list)})
+        for part in report["parts"]:
+            print()
+            facts(part)
+    if not report["complete"]:
+        raise typer.Exit(1)
+
+
+def bench(context: typer.Context, name: Annotated[str, typer.Argument(metavar="queue|denoise")]) -> None:
+    """Measure. `farm bench NAME --help` shows the options of each."""
+    if name not in BENCHES:
+        raise BadInput(f"no benchmark {name!r}", field="NAME", fix=nearest(name, BENCHES))
+    raise typer.Exit(import_module(BENCHES[name]).main(context.args))

@@ -1,0 +1,144 @@
+"""What `farm up` does before its children run, and how one waits for it to be ready."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from farm.commands.doctor import port_is_free
+from farm.commands.output import say
+from farm.commands.session import key_path, open_client
+from farm.errors import Conflict, FarmError, Unauthorized, Unavailable
+
+if TYPE_CHECKING:
+    from farm.access import Access
+    from farm.config import Settings
+    from farm.supervisor import Supervisor
+
+POLL_S = 0.3
+READY_S = 300.0
+STOP_S = 30.0
+
+
+def prepare(settings: Settings) -> Path:
+    """Migrate the database and see that the first key works; returns where that key is."""
+    from farm.access import Access
+    from farm.db import connect, migrate
+
+    if not port_is_free(settings.host, settings.port):
+        raise Conflict(
+            f"{settings.host}:{settings.port} is taken", fix="is a farm running already? else choose another FARM_PORT"
+        )
+    settings.home.mkdir(parents=True, exist_ok=True)
+    engine = connect(settings.database_url)
+    migrate(engine)
+    path = _first_key(settings, Access(engine))
+    engine.dispose()
+    return path
+
+
+def _first_key(settings: Settings, access: Access) -> Path:
+    path = key_path(settings.home)
+    if not path.exists() or access.find_key(path.read_text().strip()) is None:
+        access.create_project(settings.project)
+        key = access.create_key(settings.project, "first key", "operator")
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{key}\n")
+    return path
+
+
+def supervisor(settings: Settings) -> Supervisor:
+    """The signer comes first, because nothing is published without it. Another's Ray cluster is not ours to start."""
+    from farm.supervisor import Child, Supervisor
+
+    foreign = settings.ray_address or os.environ.get("RAY_ADDRESS")
+    names = ["signer", *([] if foreign else ["ray"]), "api", "dispatch"]
+    return Supervisor(settings.home, [Child(name, [sys.executable, "-m", "farm.cli", name]) for name in names])
+
+
+def announce(settings: Settings) -> None:
+    wait_ready(settings, float("inf"))
+    say(f"farm: ready at {settings.api_url}")
+
+
+def wait_ready(settings: Settings, patience_s: float = READY_S, process: subprocess.Popen[bytes] | None = None) -> None:
+    from farm.client import FarmClient
+
+    end, said = time.monotonic() + patience_s, ""
+    with FarmClient(settings.api_url) as client:
+        while True:
+            try:
+                client.ready()
+                return
+            except FarmError as error:
+                missing = ", ".join(error.more.get("missing", [])) or "the API is starting"
+            if process is not None and process.poll() is not None:
+                raise Unavailable("the farm ended while it started", fix=f"see {_log(settings)}")
+            if time.monotonic() > end:
+                raise Unavailable(f"not ready after {patience_s:.0f} s: {missing}", fix="`farm doctor` says more")
+            if missing != said:
+                said = missing
+                say(f"farm: waiting: {missing}")
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[Settings]:
+    """A farm that answers: the one that runs, or one of our own that ends with the block."""
+    if _answers(settings):
+        yield settings
+        return
+    if settings.url:
+        raise Unavailable(f"no farm answers at {settings.url}", fix="unset FARM_URL to start one here")
+    own = settings.model_copy(update={"port": _free_port(settings), "key": ""})
+    process = _start(own)
+    try:
+        wait_ready(own, process=process)
+        yield own
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _answers(settings: Settings) -> bool:
+    """Ours, and it takes our key: another farm may well listen on the same port."""
+    try:
+        with open_client(settings) as client:
+            client.get("/api/batches", limit=1)
+    except (Unavailable, Unauthorized):
+        return False
+    return True
+
+
+def _free_port(settings: Settings) -> int:
+    if port_is_free(settings.host, settings.port):
+        return settings.port
+    import socket
+
+    with socket.create_server((settings.host, 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _start(settings: Settings) -> subprocess.Popen[bytes]:
+    path = _log(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    say(f"farm: starting one at {settings.api_url}; its log is {path}")
+    with path.open("ab") as file:
+        environment = os.environ | {"FARM_PORT": str(settings.port)}
+        command = [sys.executable, "-m", "farm.cli", "up"]
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+
+
+def _log(settings: Settings) -> Path:
+    return settings.home / "log" / "up.log"
