@@ -28,19 +28,14 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from farm.errors import BadInput, Unavailable, nearest
+from provenance.certificates import PrivateKey, certificate, due
 
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
-C2PA_SIGNING = ObjectIdentifier("1.3.6.1.4.1.62558.2.1")
-ORGANISATION = "Farm development authority (not for production)"
 MAKERS: dict[str, Callable[[], PrivateKey]] = {
     "es256": lambda: ec.generate_private_key(ec.SECP256R1()),
     "ed25519": ed25519.Ed25519PrivateKey.generate,
 }
-# Days a certificate lives, and days before its end at which it is made anew. The issuing CA always outlives its leaf.
-LIFE = {"root": (3650, 0), "issuing": (730, 120), "leaf": (90, 30)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +88,7 @@ def load(home: Path) -> Keys:
         algorithm="ed25519" if isinstance(leaf_key, ed25519.Ed25519PrivateKey) else "es256",
         chain="".join(_pem(one) for one in chain),
         root=_pem(_read(folder / "root.pem")[1][0]),
-        renew_at=_due(chain[0], "leaf"),
+        renew_at=due(chain[0], "leaf"),
         leaf_key=leaf_key,
         audit_key=audit_key,
         salt_secret=_private_bytes(folder / "salt.key"),
@@ -129,7 +124,7 @@ def _make_authority(home: Path, make: Callable[[], PrivateKey]) -> None:
     home.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix="keys.", dir=home))
     root_key = make()
-    root = _certificate("root", root_key, None, root_key)
+    root = certificate("root", root_key, None, root_key)
     _write(aside / "root.pem", _key_pem(root_key) + _pem(root).encode(), 0o600)
     _write(aside / "audit.pem", _key_pem(ec.generate_private_key(ec.SECP256R1())), 0o600)
     _write(aside / "salt.key", os.urandom(32), 0o600)
@@ -146,69 +141,12 @@ def _renew(folder: Path) -> None:
     for role, above in (("issuing", "root"), ("leaf", "issuing")):
         path = folder / f"{role}.pem"
         issuer_key, issuers = _read(folder / f"{above}.pem")
-        if path.exists() and _due(_read(path)[1][0], role) > dt.datetime.now(dt.UTC):
+        if path.exists() and due(_read(path)[1][0], role) > dt.datetime.now(dt.UTC):
             continue
         key = MAKERS["ed25519" if isinstance(issuer_key, ed25519.Ed25519PrivateKey) else "es256"]()
-        made = _pem(_certificate(role, key, issuers[0], issuer_key))
+        made = _pem(certificate(role, key, issuers[0], issuer_key))
         chain = made + _pem(issuers[0]) if role == "leaf" else made
         _write(path, _key_pem(key) + chain.encode(), 0o600)
-
-
-def _due(certificate: x509.Certificate, role: str) -> dt.datetime:
-    return certificate.not_valid_after_utc - dt.timedelta(days=LIFE[role][1])
-
-
-def _certificate(
-    role: str, key: PrivateKey, issuer: x509.Certificate | None, issuer_key: PrivateKey
-) -> x509.Certificate:
-    authority = role != "leaf"
-    start = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=5)  # clocks differ a little
-    subject = _name(role)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer.subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(start + dt.timedelta(days=LIFE[role][0]))
-        .add_extension(x509.BasicConstraints(authority, 0 if role == "issuing" else None), critical=True)
-        .add_extension(_usage(authority), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
-    )
-    if not authority:
-        purposes = x509.ExtendedKeyUsage([C2PA_SIGNING, ExtendedKeyUsageOID.EMAIL_PROTECTION])
-        builder = builder.add_extension(purposes, critical=False)
-    return builder.sign(issuer_key, None if isinstance(issuer_key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
-
-
-def _name(role: str) -> x509.Name:
-    common = {
-        "root": "Farm development root",
-        "issuing": "Farm development issuing CA",
-        "leaf": "Farm development signer",
-    }
-    parts = (
-        (NameOID.COUNTRY_NAME, "ZZ"),
-        (NameOID.ORGANIZATION_NAME, ORGANISATION),
-        (NameOID.COMMON_NAME, common[role]),
-    )
-    return x509.Name([x509.NameAttribute(oid, value) for oid, value in parts])
-
-
-def _usage(authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not authority,
-        content_commitment=not authority,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
 
 
 def _read(path: Path) -> tuple[PrivateKey, list[x509.Certificate]]:
@@ -238,8 +176,8 @@ def _write(path: Path, data: bytes, mode: int) -> None:
     Path(aside).replace(path)
 
 
-def _pem(certificate: x509.Certificate) -> str:
-    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+def _pem(made: x509.Certificate) -> str:
+    return made.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def _key_pem(key: PrivateKey) -> bytes:

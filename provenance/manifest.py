@@ -17,6 +17,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import hmac
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -66,7 +67,7 @@ def generation(job: Job, verdict: Verdict, salt: bytes) -> dict[str, Any]:
         "width": job.width,
         "height": job.height,
         "frame_sha256": verdict.subject,
-        "farm_version": version("renderfarm"),
+        "farm_version": farm_version(),
         "job_id": job.id,
         "batch_id": job.batch_id,
         "output_index": job.index,
@@ -78,12 +79,17 @@ def commitment(salt: bytes, prompt: str) -> str:
     return hmac.new(salt, prompt.encode(), hashlib.sha256).hexdigest()
 
 
+@cache
+def farm_version() -> str:
+    return version("renderfarm")
+
+
 def stamp(when: dt.datetime) -> str:
     return when.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _manifest(job: Job, assertions: list[Manifest]) -> Manifest:
-    generator = {"name": "Farm", "version": version("renderfarm")}
+    generator = {"name": "Farm", "version": farm_version()}
     return {
         "title": f"{job.id}.{job.format}",
         "format": FORMATS[job.format],

@@ -11,8 +11,11 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from farm.db import connect
 from farm.errors import BadInput, Unavailable
-from provenance import keys
+from farm.store import open_store
+from provenance import certificates, keys
+from provenance.notary import Notary
 from provenance.signing import Signing
 from provenance.verify import verify_bytes
 from tests.provenance.test_verify import MANIFEST, encoded
@@ -35,10 +38,10 @@ def test_made_on_first_use_and_the_same_afterwards(tmp_path: Path) -> None:
 def test_the_leaf_is_marked_and_short_lived(tmp_path: Path, algorithm: str) -> None:
     made = keys.init(tmp_path, algorithm)
     leaf, issuing = x509.load_pem_x509_certificates(made.chain.encode())
-    assert leaf.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value == keys.ORGANISATION
+    assert leaf.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value == certificates.ORGANISATION
     assert leaf.not_valid_after_utc - leaf.not_valid_before_utc == dt.timedelta(days=90)
     purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    assert set(purposes) == {keys.C2PA_SIGNING, ExtendedKeyUsageOID.EMAIL_PROTECTION}
+    assert set(purposes) == {certificates.C2PA_SIGNING, ExtendedKeyUsageOID.EMAIL_PROTECTION}
     assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     assert leaf.not_valid_after_utc < issuing.not_valid_after_utc
     leaf.verify_directly_issued_by(issuing)
@@ -70,13 +73,24 @@ def test_unknown_algorithm_names_the_nearest(tmp_path: Path) -> None:
 def test_a_leaf_near_its_end_is_renewed_under_the_same_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = keys.init(tmp_path)
     before = Signing(old).sign(MANIFEST, encoded("png"), "image/png")
-    monkeypatch.setitem(keys.LIFE, "leaf", (90, 91))
+    monkeypatch.setitem(certificates.LIFE, "leaf", (90, 91))
     renewed = keys.init(tmp_path)
     assert renewed.chain != old.chain
     assert renewed.root == old.root
     after = Signing(renewed).sign(MANIFEST, encoded("png"), "image/png")
     for signed in (before, after):
         assert verify_bytes(signed.data, signed.mime, old.root).verdict == "Trusted"
+
+
+def test_a_signer_that_runs_for_months_renews_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notary = Notary(tmp_path, connect("sqlite:///none.db", read_only=True), open_store(f"file://{tmp_path}/store"))
+    first = notary.signing
+    assert notary.signing is first
+    monkeypatch.setitem(certificates.LIFE, "leaf", (90, 91))
+    notary._signing = Signing(keys.load(tmp_path))
+    assert notary.signing.keys.chain != first.keys.chain
+    assert notary.signing.keys.root == first.keys.root
+    notary.close()
 
 
 def test_processes_that_start_at_once_end_with_one_authority(tmp_path: Path) -> None:

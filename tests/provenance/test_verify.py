@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from provenance import keys, labels, manifest, report
+from provenance import certificates, keys, labels, manifest, report
 from provenance.container import MAGIC, manifest_store, sniff
 from provenance.keys import Keys
 from provenance.limited import LimitedVerifier
@@ -94,7 +94,7 @@ def container(data: bytes) -> range:
 def test_trusted_valid_and_bare(kind: str, ours: Keys, signed: dict[str, bytes], tmp_path: Path) -> None:
     found = verify_bytes(signed[kind], FORMATS[kind], ours.root)
     assert (found.verdict, found.codes, found.ancestors) == ("Trusted", (), ())
-    assert found.signer == f"Farm development signer, {keys.ORGANISATION}"
+    assert found.signer == f"Farm development signer, {certificates.ORGANISATION}"
     assert found.declared == "made by AI"
     for other in ("", keys.init(tmp_path).root):
         stranger = verify_bytes(signed[kind], None, other)
