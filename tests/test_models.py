@@ -18,7 +18,7 @@ from actors.flux.shapes import expected
 from farm.errors import Fault, NotFound
 from farm.job import CAUSES, Cause, Payer
 from tests.flux import containers_kit as kit
-from tests.flux.test_weights import comfyui, diffusers
+from tests.flux.samples import comfyui, diffusers
 from tests.flux.test_weights_check import real_comfyui
 
 

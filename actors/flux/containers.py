@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.flux.families import split
+from actors.flux.families import IGNORED, split
 from actors.flux.headers import (
     HEADER_LIMIT,
     PICKLE_SUFFIXES,
@@ -19,7 +19,7 @@ from actors.flux.headers import (
     refuse,
 )
 from actors.flux.names import PARTS, Named, Part, named
-from actors.flux.quant import is_marker, precision, refuse_foreign
+from actors.flux.quant import is_marker, precision, refuse_foreign, refuse_types
 
 Kind = Literal["file", "folder", "diffusers", "comfyui"]
 SUFFIXES = {".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES}
@@ -133,9 +133,16 @@ def gathered(path: Path, kind: Kind, places: Iterator[list[Path]] | list[list[Pa
 
 
 def sets_of_file(path: Path) -> list[TensorSet]:
-    header = read_header(path)
-    refuse_foreign(path, header.tensors, header.metadata)
-    return [TensorSet(part, (path,), tensors, hints_near(path, part)) for part, tensors in split(header).items()]
+    return sets_of(read_header(path), (path,))
+
+
+def sets_of(header: Header, files: tuple[Path, ...]) -> list[TensorSet]:
+    refuse_foreign(header.path, header.tensors, header.metadata)
+    sets = []
+    for part, tensors in split(header).items():
+        refuse_types(header.path, tensors, {*IGNORED, *(f"text_model.{name}" for name in IGNORED)})
+        sets.append(TensorSet(part, files, tensors, hints_near(files[0], part)))
+    return sets
 
 
 def sets_of_folder(folder: Path) -> list[TensorSet]:
@@ -149,13 +156,13 @@ def sets_of_folder(folder: Path) -> list[TensorSet]:
     shards = shards_of(index)
     headers = [read_header(shard) for shard in shards]
     tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
     for header in headers:
-        refuse_foreign(header.path, header.tensors, header.metadata)
         if both := tensors.keys() & header.tensors.keys():
             refuse(header.path, f"{min(both)!r} is in another shard too")
         tensors |= header.tensors
-    whole = Header(folder, tensors, headers[0].metadata, sum(header.nbytes for header in headers))
-    return [TensorSet(part, tuple(shards), found, hints_near(shards[0], part)) for part, found in split(whole).items()]
+        metadata |= header.metadata
+    return sets_of(Header(folder, tensors, metadata, sum(header.nbytes for header in headers)), tuple(shards))
 
 
 def shard_index(folder: Path) -> Path | None:

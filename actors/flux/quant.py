@@ -6,7 +6,7 @@ formats are known by name.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from actors.flux.headers import NotRendered, TensorInfo, WeightsError
@@ -34,31 +34,33 @@ TINY = 4096  # bytes of a comfy_quant document, at most
 
 
 def refuse_foreign(path: Path, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> None:
-    """Raise NotRendered for precisions that are known by name, WeightsError for those that are not."""
+    """Raise NotRendered for a file whose weights are stored in a way that is not read here."""
     for name in tensors:
         for end, what in FOREIGN:
             if name.endswith(end):
                 raise NotRendered(path, what)
     for declared in declared_formats(path, metadata):
         require_format(path, declared)
-    for name, info in tensors.items():
-        if is_marker(name) or name.endswith(".comfy_quant"):
-            continue
-        if info.dtype not in PRECISIONS and name.endswith(".weight"):
-            raise NotRendered(path, f"{info.dtype} weights ({name})")
+    for name in tensors:
         refuse_scale(path, name, tensors)
+
+
+def refuse_types(path: Path, tensors: Mapping[str, TensorInfo], ignored: Collection[str]) -> None:
+    for name, info in tensors.items():
+        if info.dtype not in PRECISIONS and not is_marker(name) and name not in ignored:
+            raise NotRendered(path, f"{info.dtype} weights ({name})")
 
 
 def refuse_scale(path: Path, name: str, tensors: Mapping[str, TensorInfo]) -> None:
     scale, weight = scale_of(name, tensors), tensors[name]
     if scale is None:
         return
-    count = scale.shape[0] if scale.shape else 1
+    count, rows = (info.shape[0] if info.shape else 1 for info in (scale, weight))
     if scale.dtype in {"U8", "F8_E8M0"}:
         raise NotRendered(path, "mxfp8 weights")
     if weight.dtype != FP8:
         raise NotRendered(path, f"{weight.dtype} weights with scales ({name})")
-    by_row = count in {1, weight.shape[0]} and scale.shape[1:] in {(), (1,)}
+    by_row = count in {1, rows} and scale.shape[1:] in {(), (1,)}
     if scale.dtype not in {"F32", "BF16", "F16"} or not by_row:
         raise NotRendered(path, f"fp8 weights scaled by {scale.dtype} blocks of {list(scale.shape)} ({name})")
 

@@ -14,7 +14,7 @@ from actors.flux.check import check
 from actors.flux.config import FLUX1_DEV, FLUX1_SCHNELL, FLUX1_VAE
 from actors.flux.shapes import ClipSizes, T5Sizes, expected
 from tests.flux import containers_kit as kit
-from tests.flux.test_weights import FLUX_WEIGHTS, all_in_one, bfl_file, comfyui, diffusers, without
+from tests.flux.samples import FLUX_WEIGHTS, all_in_one, bfl_file, comfyui, diffusers, without
 
 GB = 10**9
 

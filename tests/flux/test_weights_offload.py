@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from actors.flux.model import Flux
 from actors.flux.offload import fits, stream_blocks, streams
-from tests.flux.test_weights import reference, velocity
+from tests.flux.samples import reference, velocity
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 

@@ -1,0 +1,132 @@
+"""Files that cannot be used are named for what they are."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.flux.weights import NotRendered, WeightsError, load_flux, load_text
+from tests.flux import containers_kit as kit
+from tests.flux.samples import CPU, F32, FLUX_WEIGHTS, VAE_WEIGHTS, comfyui, diffusers, same, without
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        (without(FLUX_WEIGHTS, "img_in.bias"), "1 missing: img_in.bias"),
+        (without(FLUX_WEIGHTS, *(n for n in FLUX_WEIGHTS if n.startswith("single_blocks.2."))), "8 missing"),
+        (FLUX_WEIGHTS | {"extra.weight": torch.zeros(2)}, "1 unexpected: extra.weight"),
+        (FLUX_WEIGHTS | {"txt_in.bias": torch.zeros(31)}, r"wrong shape: txt_in.bias is \[31\], not \[32\]"),
+        ({"something.weight": torch.zeros(2)}, "no model known here"),
+        ({"model.diffusion_model.input_blocks.0.w": torch.zeros(1), "x.output_blocks.0.w": torch.zeros(1)}, "Stable"),
+        (VAE_WEIGHTS, "no transformer"),
+    ],
+)
+def test_files_that_do_not_fit_are_told_why(tmp_path: Path, tensors: kit.Tensors, says: str) -> None:
+    kit.write_config(tmp_path)
+    with pytest.raises(WeightsError, match=says):
+        load_flux(kit.write(tmp_path / "flux.safetensors", tensors), None, CPU, F32)
+
+
+def named(*names: str, dtype: torch.dtype = torch.float32) -> kit.Tensors:
+    return {name: torch.zeros(2, 4).to(dtype) for name in names}
+
+
+NVFP4 = FLUX_WEIGHTS | named("img_in.weight_scale_2", "img_in.pre_quant_scale")
+INT8 = FLUX_WEIGHTS | {
+    "img_in.weight": torch.zeros(32, 64, dtype=torch.int8),
+    "img_in.weight_scale": torch.ones(1),
+}
+MXFP8 = FLUX_WEIGHTS | {
+    "img_in.weight": torch.zeros(32, 64, dtype=torch.float8_e4m3fn),
+    "img_in.weight_scale": torch.ones(32, 2, dtype=torch.uint8),
+}
+BLOCKS = MXFP8 | {"img_in.weight_scale": torch.ones(4, 8)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "what"),
+    [
+        (named("double_blocks.0.img_attn.qkv.lora_A.weight"), {}, "a LoRA"),
+        (named("lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"), {}, "a LoRA"),
+        (named("double_stream_modulation_img.lin.weight", "img_in.weight"), {}, "FLUX.2 transformer"),
+        (named("bn.running_mean", "decoder.conv_in.weight"), {}, "FLUX.2 autoencoder"),
+        (named("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.gate_proj.weight"), {}, "FLUX.2 text"),
+        (FLUX_WEIGHTS | {"img_in.weight": torch.zeros(32, 384)}, {}, "FLUX.1 Fill"),
+        (NVFP4, {}, "nvfp4"),
+        (INT8, {}, "I8 weights"),
+        (MXFP8, {}, "mxfp8"),
+        (BLOCKS, {}, "blocks"),
+        (FLUX_WEIGHTS, {"_quantization_metadata": '{"layers": {"img_in": {"format": "nvfp4"}}}'}, "nvfp4"),
+    ],
+)
+def test_neighbours_are_known_but_not_rendered(
+    tmp_path: Path, tensors: kit.Tensors, metadata: dict[str, str], what: str
+) -> None:
+    path = kit.write(tmp_path / "x.safetensors", tensors, metadata or None)
+    with pytest.raises(NotRendered, match="not rendered yet") as caught:
+        load_flux(path, kit.FLUX, CPU, F32)
+    assert what in str(caught.value)
+
+
+@pytest.mark.parametrize("document", [b'{"format": "nvfp4"}', b"[1]", b"\xff\xff", b"{" * 90])
+def test_a_layers_own_word_on_its_format_is_checked(tmp_path: Path, document: bytes) -> None:
+    stored, _, _ = kit.quantised(FLUX_WEIGHTS, "new")
+    stored["img_in.comfy_quant"] = torch.tensor(list(document), dtype=torch.uint8)
+    with pytest.raises(WeightsError, match=r"nvfp4|corrupt quantisation"):
+        load_flux(kit.write(tmp_path / "x.safetensors", stored), kit.FLUX, CPU, F32)
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ({"weight_map": {"a": "../../secret.safetensors"}}, "not a file beside it"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "not a file beside it"),
+        ({"weight_map": {"a": "absent-00001-of-00002.safetensors"}}, "1 of 1 shards are not there"),
+        ({"weight_map": {"a": 3}}, "weight_map"),
+        ({"weight_map": {}}, "weight_map"),
+        ([], "not an object"),
+    ],
+)
+def test_an_index_leads_nowhere_else(tmp_path: Path, index: object, says: str) -> None:
+    diffusers(tmp_path)
+    (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match=says):
+        load_flux(tmp_path, None, CPU, F32)
+
+
+def test_a_shard_that_is_missing_or_cut_short_is_named(tmp_path: Path) -> None:
+    diffusers(tmp_path)
+    shard = tmp_path / "transformer" / "diffusion_pytorch_model-00002-of-00003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(WeightsError, match=r"00002-of-00003.*truncated"):
+        load_flux(tmp_path, None, CPU, F32)
+    shard.unlink()
+    with pytest.raises(WeightsError, match="1 of 3 shards are not there"):
+        load_flux(tmp_path, None, CPU, F32)
+
+
+def test_a_projection_that_lacks_its_key_is_missing(tmp_path: Path) -> None:
+    diffusers(tmp_path)
+    tensors = without(kit.flux_in_diffusers(FLUX_WEIGHTS), "transformer_blocks.0.attn.to_k.weight")
+    for file in (tmp_path / "transformer").glob("*.safetensors*"):
+        file.unlink()
+    kit.write(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors", tensors)
+    with pytest.raises(WeightsError, match=r"missing: double_blocks.0.img_attn.qkv.weight"):
+        load_flux(tmp_path, None, CPU, F32)
+
+
+def test_a_missing_tokenizer_says_where_it_belongs(tmp_path: Path) -> None:
+    comfyui(tmp_path)
+    (tmp_path / "tokenizers" / "clip" / "tokenizer_config.json").unlink()
+    with pytest.raises(WeightsError, match="tokenizers/clip of the models folder"):
+        load_text(tmp_path, CPU, F32)
+
+
+def test_several_transformers_want_a_name(tmp_path: Path) -> None:
+    comfyui(tmp_path)
+    other = kit.write(tmp_path / "diffusion_models" / "kontext.safetensors", FLUX_WEIGHTS)
+    with pytest.raises(WeightsError, match=r"name one of them: flux1-dev.safetensors, kontext.safetensors"):
+        load_flux(tmp_path, None, CPU, F32)
+    assert same(load_flux(other, None, CPU, F32), FLUX_WEIGHTS)
