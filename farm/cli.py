@@ -219,7 +219,6 @@ for command in (
     batches.retry,
     batches.pause,
     batches.resume,
-    batches.priority,
     batches.download,
     verifying.verify,
     demo.demo,

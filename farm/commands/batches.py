@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.commands.output import as_json, facts, moment, say, table
+from farm.commands.output import as_json, columns_of, facts, moment, say, table
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 BatchId = Annotated[int, typer.Argument(metavar="BATCH")]
@@ -94,7 +94,7 @@ def show(
     for name, rows in found.items():
         if isinstance(rows, list) and rows:
             print(f"\n{name.removesuffix('_list').replace('_', ' ')}:")
-            table(rows, list(rows[0]))
+            table(rows, [name for name in columns_of(rows) if name not in ("project_id", "job_id", "batch_id")])
 
 
 def watch(batch: BatchId) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+HASH = re.compile(r"[0-9a-f]{64}")
 WIDE = 10_000  # without a terminal nothing is cut off
 
 
@@ -47,13 +50,20 @@ def facts(row: Mapping[str, Any]) -> None:
     """One thing, a line a fact."""
     width = max(len(name) for name in row)
     for name, value in row.items():
-        if value not in (None, "", [], {}):
-            print(f"{name:<{width}}  {_cell(value)}")
+        if value not in EMPTY:
+            print(f"{name:<{width}}  {moment(value) if name.endswith('_at') else _cell(value)}")
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those that say something."""
+    return [name for name in rows[0] if any(row[name] not in EMPTY for row in rows)]
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{count} {name}" for name, count in value.items() if count)
+    if isinstance(value, str) and HASH.fullmatch(value):
+        return f"{value[:12]}..."
     if isinstance(value, float):
         return f"{value:g}"
     return " ".join(str("" if value is None else value).split())

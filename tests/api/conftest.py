@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -102,3 +105,18 @@ def world(tmp_path: Path) -> Iterator[World]:
                 world.keys[f"{project}/{role}"] = access.create_key(project, role, role)
         yield world
     engine.dispose()
+
+
+@pytest.fixture
+def address(world: World) -> Iterator[str]:
+    """The same farm behind a real socket."""
+    server = uvicorn.Server(
+        uvicorn.Config(world.client.app, port=0, log_level="error", timeout_graceful_shutdown=1, ws="none")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()

@@ -5,29 +5,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import pytest
-import uvicorn
 
 from farm import events
 from tests.api.conftest import World
-
-
-@pytest.fixture
-def address(world: World) -> Iterator[str]:
-    server = uvicorn.Server(
-        uvicorn.Config(world.client.app, port=0, log_level="error", timeout_graceful_shutdown=1, ws="none")
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
 
 
 def read(

@@ -1,0 +1,147 @@
+"""The CLI against a farm that answers: what it prints, what it writes, how it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from farm.cli import main
+from farm.errors import Fault
+from farm.job import Cause
+from farm.ports import Outcome
+from tests.api.conftest import World, jsonl, picture
+
+
+class Shell:
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+        self.out, self.err = "", ""
+
+    def __call__(self, *arguments: object) -> int:
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        self.out, self.err = self.capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def farm(world: World, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    for name, value in {"URL": address, "KEY": world.keys["ours/submitter"], "HOME": "nowhere"}.items():
+        monkeypatch.setenv(f"FARM_{name}", value)
+    return Shell(capsys)
+
+
+def batch_file(folder: Path, *lines: dict[str, Any]) -> Path:
+    path = folder / "shapes.jsonl"
+    path.write_bytes(jsonl(*lines))
+    return path
+
+
+def test_a_file_is_submitted_listed_and_shown(farm: Shell, tmp_path: Path) -> None:
+    assert farm("submit", batch_file(tmp_path, {"n": 2}, {"width": 64}), "--json") == 0
+    batch = farm.json()["id"]
+    assert farm("ls", "--json") == 0
+    assert [(row["name"], row["jobs"]) for row in farm.json()] == [("shapes", 3)]
+    assert farm("ls", batch) == 0
+    assert farm.out.count("a red circle") == 3
+    assert farm("show", batch, "--json") == 0
+    assert farm.json()["counts"] == {"queued": 3}
+    assert farm("ls", "--state", "held", "--json") == 0
+    assert farm.json() == []
+
+
+def test_bad_lines_are_told_line_by_line_and_end_with_two(farm: Shell, tmp_path: Path, world: World) -> None:
+    path = batch_file(tmp_path, {}, {"steps": 0}, {"colour": "red"})
+    assert farm("submit", path) == 2
+    assert "line 2: steps:" in farm.err
+    assert "line 3: colour:" in farm.err
+    assert world.get("/api/batches").json()["items"] == []
+    assert farm("submit", path, "--skip-bad", "--json") == 0
+    assert farm.json()["bad_line_count"] == 2
+
+
+def test_pictures_named_by_path_are_uploaded_once(farm: Shell, tmp_path: Path, world: World) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    assert farm("submit", batch_file(tmp_path, {"image": "a.png"}, {"image": "a.png", "seed": 1}), "--json") == 0
+    jobs = world.get(f"/api/batches/{farm.json()['id']}/jobs").json()["items"]
+    assert len({job["upload_id"] for job in jobs}) == 1
+    assert farm("submit", batch_file(tmp_path, {"image": "../a.png"})) == 2
+    assert "line 1: image: no file" in farm.err
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    assert farm("submit", batch_file(tmp_path, {"image": "b.png"})) == 2
+    assert "not a PNG" in farm.err
+
+
+def test_the_same_file_is_not_made_twice_unless_asked(farm: Shell, tmp_path: Path) -> None:
+    path = batch_file(tmp_path, {})
+    first, second = (farm("submit", path), farm.out)[1], (farm("submit", path), farm.out)[1]
+    assert first.split(":")[0] == second.split(":")[0]
+    assert "--again" in second
+    farm("submit", path, "--again")
+    assert farm.out.split(":")[0] != first.split(":")[0]
+
+
+def test_download_writes_what_is_published_and_an_index_of_all(farm: Shell, tmp_path: Path, world: World) -> None:
+    batch = world.submit({"n": 3, "seed": 1}).json()["id"]
+    made = [world.finish(outcome, outcome.encode()) for outcome in (Outcome.ALLOW, Outcome.REVIEW, Outcome.BLOCK)]
+    out = tmp_path / "out"
+    assert farm("download", batch, out) == 0
+    index = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["state"], row["verdict"]) for row in index] == [
+        (made[0], "published", "allow"),
+        (made[1], "held", "review"),
+        (made[2], "blocked", "block"),
+    ]
+    file = out / index[0]["file"]
+    assert file.read_bytes() == b"allow"
+    assert index[0]["sha256"] == hashlib.sha256(b"allow").hexdigest()
+    assert sorted(path.name for path in out.iterdir()) == sorted([file.name, "index.jsonl"])
+
+
+def test_watch_ends_with_one_if_a_job_failed(farm: Shell, world: World) -> None:
+    good = world.submit({"seed": 1}).json()["id"]
+    world.finish(Outcome.ALLOW)
+    assert farm("watch", good) == 0
+    assert "1 of 1: 1 published" in farm.err
+    bad = world.submit({"seed": 2}).json()["id"]
+    queue = world.farm.queue
+    lane = next(lane for lane in queue.lanes() if lane.batch_id == bad)
+    for _ in range(3):
+        (lease,) = queue.claim(lane.id, "test", 1, 30.0)
+        queue.fault(lease, Fault(Cause.RENDER_ERROR, "no"), gang=None, retry_s=0.0)
+    assert farm("watch", bad) == 1
+
+
+def test_deeds_are_done_and_told(farm: Shell, world: World) -> None:
+    batch = world.submit({}, {"seed": 9}).json()["id"]
+    job = world.get(f"/api/batches/{batch}/jobs").json()["items"][0]["id"]
+    for deed in (["pause", batch, "--reason", "lunch"], ["resume", batch], ["priority", batch, "-5"]):
+        assert farm(*deed) == 0
+    assert world.get(f"/api/batches/{batch}").json()["priority"] == -5
+    assert farm("cancel", f"job:{job}") == 0
+    assert farm("cancel", batch) == 0
+    assert world.get(f"/api/batches/{batch}").json()["counts"] == {"cancelled": 2}
+    assert farm("retry", f"job:{job}") == 1
+    assert "only a failed job" in farm.err
+
+
+def test_errors_are_one_line(farm: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert farm("show", 999) == 1
+    assert farm.err == "farm: no batch 999 in this project (`farm ls` lists them)\n"
+    monkeypatch.setenv("FARM_KEY", "farm_wrong")
+    assert farm("ls") == 1
+    assert "unknown or revoked" in farm.err
+    monkeypatch.setenv("FARM_URL", "http://127.0.0.1:9")
+    assert farm("ls") == 1
+    assert "no farm answers at http://127.0.0.1:9" in farm.err
+    assert "farm up" in farm.err
+    assert farm.err.count("\n") == 1

@@ -1,0 +1,134 @@
+"""The CLI by itself: quick, kind, and with exit codes that scripts can trust."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from farm.cli import main
+from farm.commands import starting
+from farm.config import Settings
+from farm.errors import Conflict
+
+HEAVY = {"torch", "ray", "transformers", "open_clip", "c2pa"}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    out, err = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, out, err
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("FARM_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("command", [["--help"], ["ls"], ["submit", "x"], ["doctor"], ["models", "ls"], ["show", "1"]])
+def test_light_commands_load_nothing_heavy(command: list[str], tmp_path: Path) -> None:
+    program = (
+        "import sys; from farm.cli import main\n"
+        f"try: main({command!r})\n"
+        f"finally: print('loaded:', *({HEAVY!r} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["shwo"], "show"),
+        (["ls", "--jsn"], "--json"),
+        (["submit"], "FILE"),
+        (["submit", "nothing.jsonl"], "no file nothing.jsonl"),
+        (["priority", "1", "1000"], "100"),
+        (["show", "twelve"], "job:12"),
+        (["bench", "quueue"], "'queue'"),
+        (["verify"], "--published"),
+        (["verify", "--published", "a.png"], "--published"),
+        (["models", "check", "nothing"], "no file or folder"),
+    ],
+)
+def test_wrong_usage_is_two_and_one_line_that_helps(
+    arguments: list[str], word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_KEY", "farm_x")
+    code, out, err = run(capsys, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert word in err
+
+
+def test_an_unknown_setting_names_the_nearest(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_PROT", "1")
+    code, _, err = run(capsys, "ls")
+    assert code == 2
+    assert "'port'" in err
+
+
+def test_without_a_command_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys)
+    assert code == 0
+    for name in ("up", "demo", "submit", "ls", "show", "watch", "cancel", "retry", "download", "verify", "doctor"):
+        assert f"\n  {name} " in out
+
+
+def test_the_first_key_is_made_once_and_is_ours_alone(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", port=_free())
+    path = starting.prepare(settings)
+    key = path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert starting.prepare(settings).read_text() == key
+    path.write_text("farm_old\n")
+    assert starting.prepare(settings).read_text() != "farm_old\n"
+
+
+def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        settings = Settings(home=tmp_path / "home", port=other.getsockname()[1])
+        with pytest.raises(Conflict, match="is taken"):
+            starting.prepare(settings)
+    assert not settings.home.exists()
+
+
+def test_doctor_names_a_fix_for_whatever_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(out)}
+    assert code == 1
+    assert checks["python"]["ok"]
+    assert not checks["signer"]["ok"]
+    assert all(check["fix"] for check in checks.values() if not check["ok"])
+
+
+def test_verify_says_no_of_a_picture_without_a_manifest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from provenance import keys
+    from tests.api.conftest import picture
+
+    keys.init(tmp_path / ".farm")
+    (tmp_path / "plain.png").write_bytes(picture())
+    (tmp_path / "text.webp").write_bytes(b"no picture")
+    code, out, err = run(capsys, "verify", ".", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    assert [(row["path"], row["verdict"]) for row in rows] == [("plain.png", "NoManifest"), ("text.webp", "Unreadable")]
+    assert err == "0 of 2 are Trusted\n"
+
+
+def _free() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
