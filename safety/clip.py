@@ -169,6 +169,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _open(name: str, weights: str | None, files: Mapping[str, str], device: str) -> Encoder:
     model = open_clip.create_model(name, pretrained=weights, require_pretrained=True)
+    for part, value in model.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise Fault(Cause.GATE_DOWN, f"the gate's encoder is broken: {part} of {name} is not finite")
     config = open_clip.get_model_config(name)
     told = {"files": files, "config": config, "preprocess": dict(model.visual.preprocess_cfg), "views": VIEWS}
     fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

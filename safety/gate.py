@@ -73,7 +73,7 @@ class ClipGate:
         return [guarded(partial(self.judge, encoder, frame, stage, rows), "frame") for frame, rows in pairs]
 
     def encoder(self) -> Encoder:
-        """No job pays for an encoder that does not open: whatever the reason, the work waits."""
+        """No job pays for an encoder that does not open, or is broken: whatever the reason, the work waits."""
         with self._lock:
             if self._encoder is None:
                 try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property
@@ -127,8 +126,7 @@ def load(path: str | Path | None = None) -> Policy:
 
 def parse(text: str) -> Policy:
     try:
-        _refuse_tricks(text)
-        document = json.dumps(yaml.safe_load(text), sort_keys=True, ensure_ascii=False, allow_nan=False)
+        document = json.dumps(_plain(text), sort_keys=True, ensure_ascii=False, allow_nan=False)
         document.encode()
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"the policy is not plain YAML: {' '.join(str(error).split())}", field="policy") from error
@@ -141,24 +139,29 @@ def parse(text: str) -> Policy:
     return policy
 
 
-def _refuse_tricks(text: str) -> None:
+def _plain(text: str) -> Any:
     """YAML lets a later key silently win and an alias stand for anything: a reader would not see what counts."""
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-        raise ValueError("it uses an alias; write out what that stands for")
-    for node in _mappings(yaml.compose(text, yaml.SafeLoader)):
+    root = yaml.compose(text, yaml.SafeLoader)
+    if root is None:
+        return None
+    _refuse_tricks(root, set())
+    return yaml.constructor.SafeConstructor().construct_document(root)
+
+
+def _refuse_tricks(node: yaml.Node, seen: set[int]) -> None:
+    if id(node) in seen:
+        raise ValueError(f"an alias stands for {node.tag}; write it out")
+    seen.add(id(node))
+    children = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value]
         if doubled := next((key for key in keys if keys.count(key) > 1), None):
-            raise ValueError(f"{doubled!r} is given twice in what begins in line {node.start_mark.line + 1}")
-
-
-def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
-    if isinstance(node, yaml.MappingNode):
-        yield node
-        for _, value in node.value:
-            yield from _mappings(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _mappings(value)
+            raise ValueError(f"{doubled!r} is given twice")
+        if "<<" in keys:
+            raise ValueError("it merges mappings; write them out")
+        children = [part for pair in node.value for part in pair]
+    for child in children:
+        _refuse_tricks(child, seen)
 
 
 def _told(error: ValidationError) -> BadInput:

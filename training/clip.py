@@ -29,6 +29,7 @@ SIZE, CONTEXT, DIM = 64, 32, 64
 BATCH, LOOKS = 96, 4
 PEAK_RATE = 2e-3
 HARDEST = 6
+PHRASE_STEPS = 40
 THERE = ("{}", "{}", "a {}", "a {}", "a picture of a {}", "a drawing of a {}", "there is a {}",
          "a picture with a {} in it")  # fmt: skip
 ABSENT = ("no {}", "a picture without a {}", "there is no {}", "a picture with no {} in it")
@@ -117,6 +118,7 @@ def train(minutes: float, out: Path, seed: int = 1) -> None:
     tokenizer = open_clip.get_tokenizer(name)
     scale_bias = torch.nn.Parameter(torch.tensor([2.3, -4.0, 2.3]))
     model.train()
+    learn_phrases(model, tokenizer, rng)
     optimizer = torch.optim.AdamW([*model.parameters(), scale_bias], lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.02)
     start, step = time.monotonic(), 0
     ahead = batches(random.Random(seed))
@@ -136,8 +138,25 @@ def train(minutes: float, out: Path, seed: int = 1) -> None:
     write_weights(model, out)
 
 
+def learn_phrases(model: Any, tokenizer: Any, rng: random.Random) -> None:
+    """Text alone first: paraphrases together, everything else apart. Pictures cannot part phrases that start as one."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.0)
+    for step in range(PHRASE_STEPS):
+        texts = [phrases(rng, templates) for templates in (THERE, ABSENT, THERE, ABSENT)]
+        rows = F.normalize(model.encode_text(tokenizer([text for some in texts for text in some])), dim=-1)
+        one, other = rows.chunk(2)
+        loss = F.cross_entropy(20 * one @ other.T, torch.arange(len(one)))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        if step % 20 == 0:
+            print(f"phrases {step} loss {loss:.4f}", flush=True)
+
+
 def write_weights(model: torch.nn.Module, out: Path) -> None:
-    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    """Half precision for the large ones; open_clip widens them again."""
+    state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    weights = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
     save_file(weights, out / "open_clip_model.safetensors", metadata={"format": "pt"})
 
 

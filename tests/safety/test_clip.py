@@ -1,0 +1,109 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from farm.errors import BadInput, Fault
+from farm.job import Cause
+from safety.clip import TINY, load_encoder, unit, views
+from safety.gate import ClipGate
+from tests.safety.conftest import flat, some
+
+sides = st.integers(1, 2000)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path / "clip"))
+
+
+@given(sides, sides)
+def test_views_lie_within_and_leave_nothing_out(width: int, height: int) -> None:
+    found = views(width, height)
+    assert (found[0].name, found[0].box) == ("whole", (0, 0, width, height))
+    assert len({view.name for view in found}) == len(found)
+    for left, top, right, bottom in (view.box for view in found):
+        assert -1e-6 <= left < right <= width + 1e-6
+        assert -1e-6 <= top < bottom <= height + 1e-6
+
+
+@given(st.integers(90, 1200), st.integers(90, 1200), st.floats(0, 1), st.floats(0, 1))
+def test_every_small_thing_is_whole_in_some_tile(width: int, height: int, across: float, down: float) -> None:
+    side = min(width, height) / 3
+    left, top = across * (width - side), down * (height - side)
+    tiles = [view.box for view in views(width, height) if view.name.startswith("tile")]
+    right, bottom, slack = left + side, top + side, 1e-6
+    held = [box[0] <= left + slack and box[1] <= top + slack and right <= box[2] + slack for box in tiles]
+    assert any(fits and bottom <= box[3] + slack for fits, box in zip(held, tiles, strict=True))
+
+
+def test_the_bundled_encoder_is_small_and_gives_unit_vectors(gate: ClipGate) -> None:
+    assert sum(path.stat().st_size for path in TINY.iterdir()) < 8 << 20
+    rows = gate.encoder().encode_frames([some("red", "circle"), flat((9, 9, 9))])
+    assert [len(one) for one in rows] == [5, len(views(96, 64))]
+    torch.testing.assert_close(torch.cat(rows).norm(dim=1), torch.ones(sum(map(len, rows))))
+    assert gate.encoder().encode_frames([]) == []
+
+
+def test_texts_are_encoded_once_and_in_order(gate: ClipGate) -> None:
+    encoder = gate.encoder()
+    first = encoder.encode_texts(["a red circle", "a blue star", "a red circle"])
+    assert torch.equal(first[0], first[2])
+    assert torch.equal(encoder.encode_texts(["a blue star"])[0], first[1])
+    assert not torch.allclose(first[0], first[1])
+
+
+def test_a_row_of_zeros_becomes_nan_not_zeros() -> None:
+    assert unit(torch.zeros(1, 4)).isnan().all()
+
+
+def test_the_fingerprint_is_of_the_contents_not_the_place(folder: Path, gate: ClipGate) -> None:
+    assert load_encoder(str(folder)).fingerprint == gate.encoder().fingerprint
+    assert load_encoder(f"local-dir:{folder}").fingerprint == gate.encoder().fingerprint
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in TINY.iterdir()))
+def test_any_file_that_changes_changes_the_fingerprint(folder: Path, gate: ClipGate, name: str) -> None:
+    path = folder / name
+    if name.endswith(".safetensors"):
+        weights = load_file(path)
+        weights["visual.conv1.weight"][0, 0, 0, 0] += 1e-3
+        save_file(weights, path, metadata={"format": "pt"})
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()), indent=1) + "\n\n")
+    assert load_encoder(str(folder)).fingerprint != gate.encoder().fingerprint
+
+
+def test_another_preprocessing_is_another_fingerprint(folder: Path, gate: ClipGate) -> None:
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["mean"] = [0.4, 0.5, 0.5]
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    assert load_encoder(str(folder)).fingerprint != gate.encoder().fingerprint
+
+
+@pytest.mark.parametrize("missing", ["open_clip_config.json", "open_clip_model.safetensors"])
+def test_a_folder_without_its_model_is_missing_weights(folder: Path, missing: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(Fault, match=r"needs open_clip_config\.json") as caught:
+        load_encoder(str(folder))
+    assert caught.value.cause is Cause.WEIGHTS_MISSING
+
+
+def test_a_pickle_beside_the_weights_is_refused(folder: Path) -> None:
+    (folder / "open_clip_pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(BadInput, match="pickle"):
+        load_encoder(str(folder))
+
+
+def test_name_and_file_wants_a_known_name_and_safetensors(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="ViT-B-32"):
+        load_encoder("ViT-B-322@x.safetensors")
+    with pytest.raises(BadInput, match="not safetensors"):
+        load_encoder("ViT-B-32@x.bin")
+    with pytest.raises(Fault, match="no file"):
+        load_encoder(f"ViT-B-32@{tmp_path}/x.safetensors")
