@@ -12,11 +12,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,17 @@ def serve(settings: Settings) -> int:
             node = _head(temp)
             _write(folder / "address", node.address)
             log.info("Ray listens on %s", node.address)
-            return _watch(node)
+            return _watch(node, _asked_to_stop())
         finally:
             (folder / "address").unlink(missing_ok=True)
             shutil.rmtree(temp, ignore_errors=True)
 
 
-def connect(settings: Settings) -> None:
-    """Join Ray if this process has not joined that very head yet; Fault(RAY_GONE) while there is none."""
+def connect(settings: Settings) -> str:
+    """Join Ray if this process has not joined that very head yet; Fault(RAY_GONE) while there is none.
+
+    Names the connection: handles made under another name are void.
+    """
     foreign = foreign_address(settings)
     with _joining:
         try:
@@ -68,7 +71,7 @@ def connect(settings: Settings) -> None:
             raise
         if not foreign:
             _environment(_folder(settings))
-        _join(address)
+        return _join(address)
 
 
 def disconnect() -> None:
@@ -90,17 +93,25 @@ def _leave() -> None:
         sys.modules["ray"].shutdown()
 
 
-def _join(address: str) -> None:
+def _join(address: str) -> str:
     import ray
 
     if ray.is_initialized():
         if _port(ray.get_runtime_context().gcs_address) == _port(address):
-            return
+            return _connection()
         ray.shutdown()
     try:
         ray.init(address=_literal(address), namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise Fault(Cause.RAY_GONE, f"cannot join Ray at {address}: {error}") from error
+    return _connection()
+
+
+def _connection() -> str:
+    import ray
+
+    context = ray.get_runtime_context()
+    return f"{context.get_node_id()}/{context.get_job_id()}"
 
 
 def _literal(address: str) -> str:
@@ -160,9 +171,19 @@ def _head(temp: Path) -> Any:
     return Node(params, head=True, shutdown_at_exit=True, spawn_reaper=True)
 
 
-def _watch(node: Any) -> int:
+def _asked_to_stop() -> threading.Event:
+    """Ray's own handler would first wait for work to drain; ours goes back to the queue."""
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: asked.set())
+    return asked
+
+
+def _watch(node: Any, asked: threading.Event) -> int:
     while not (dead := node.dead_processes()):
-        time.sleep(POLL_S)
+        if asked.wait(POLL_S):
+            node.kill_all_processes(check_alive=False, allow_graceful=True)
+            return 0
     log.error("Ray's %s ended; its logs are in %s", ", ".join(kind for kind, _ in dead), node.get_logs_dir_path())
     return 1
 

@@ -1,0 +1,65 @@
+"""From what was raised to the fault it means. Pure, and by name: neither torch nor Ray need be here for it."""
+
+from __future__ import annotations
+
+from farm.errors import Fault
+from farm.job import CAUSES, Cause, Payer
+
+CAUSE_OF: dict[str, Cause] = {
+    # in a rank
+    "NotFinite": Cause.NOT_FINITE,
+    "MemoryError": Cause.OUT_OF_MEMORY,
+    "WeightsError": Cause.WEIGHTS_MISSING,
+    "BadReference": Cause.BAD_INPUT,
+    "Cancelled": Cause.LEASE_LOST,
+    "AcceleratorError": Cause.GANG_DIED,  # a device that failed once fails every call after it
+    # in both: torch's and Ray's have one name
+    "OutOfMemoryError": Cause.OUT_OF_MEMORY,
+    # from Ray
+    "GetTimeoutError": Cause.GANG_HUNG,
+    "RayActorError": Cause.GANG_DIED,
+    "WorkerCrashedError": Cause.GANG_DIED,
+    "NodeDiedError": Cause.GANG_DIED,
+    "ObjectLostError": Cause.GANG_DIED,
+    "ActorPlacementGroupRemoved": Cause.GANG_DIED,
+    "ActorUnschedulableError": Cause.GANG_DIED,
+    "RaySystemError": Cause.RAY_GONE,
+    "RpcError": Cause.RAY_GONE,
+    "AuthenticationError": Cause.RAY_GONE,
+    "ConnectionError": Cause.RAY_GONE,
+}
+MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "running low on memory")
+LONGEST_DETAIL = 500
+
+
+def fault_of(error: BaseException, gang: str | None = None, otherwise: Cause = Cause.RENDER_ERROR) -> Fault:
+    """The fault an exception stands for; `otherwise` names what the tables do not know."""
+    inner = _inner(error)
+    if isinstance(inner, Fault):
+        return Fault(inner.cause, inner.detail, gang=inner.gang or gang)
+    cause = _cause(inner) or otherwise
+    return Fault(cause, _words(inner), gang=gang)
+
+
+def ends_gang(fault: Fault) -> bool:
+    """A gang that met this is not trusted with another job."""
+    return CAUSES[fault.cause] is Payer.GANG or fault.cause is Cause.RAY_GONE
+
+
+def _inner(error: BaseException) -> BaseException:
+    """Ray wraps what an actor raised, and keeps it as `cause`."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _cause(error: BaseException) -> Cause | None:
+    text = str(error).lower()
+    if any(words in text for words in MEMORY_WORDS):
+        return Cause.OUT_OF_MEMORY
+    known = (CAUSE_OF.get(kind.__name__) for kind in type(error).__mro__)
+    return next((cause for cause in known if cause is not None), None)
+
+
+def _words(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:LONGEST_DETAIL]

@@ -1,0 +1,170 @@
+"""One gang: its ranks as named, detached Ray actors in one placement group.
+
+Detached, so that a restarted dispatcher finds the warm gang by its name. Never restarted by Ray: its retries run work
+twice. When a rank is lost the whole gang goes, placement group included, and another one is built.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from actors import faults
+from actors.messages import GangState, Hello, Order, Post
+from actors.rank import CONTROL, RENDER, Rank
+from farm.errors import Fault
+from farm.job import Cause
+from farm.ports import Rendered
+
+PREFIX = "gang/"
+POLL_S = 0.2
+ANSWER_S = 10.0  # for a question that no work delays
+GRACE_S = 10.0  # the rank's own watchdog comes first
+YOUNG_S = 60.0  # a placement group this young may be a gang that another dispatcher is building
+
+
+@dataclass(slots=True)
+class Gang:
+    id: str
+    ranks: list[Any]
+    group: Any
+
+    def hello(self) -> Hello:
+        import ray
+
+        return _one(ray.get([_ask(rank, "hello").remote() for rank in self.ranks], timeout=ANSWER_S))
+
+    def load(self, limit_s: float) -> None:
+        import ray
+
+        ray.get([rank.load.options(concurrency_group=RENDER).remote() for rank in self.ranks], timeout=limit_s)
+
+    def render(self, order: Order, cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
+        """Every rank runs the whole loop; the first answers. A rank that fails is heard at once."""
+        import ray
+
+        calls = [rank.render.options(concurrency_group=RENDER).remote(order) for rank in self.ranks]
+        waiting, told, end = list(calls), False, time.monotonic() + order.limit_s + GRACE_S
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=POLL_S)
+            ray.get(done)
+            if waiting and not told and cancelled():
+                told = True
+                for rank in self.ranks:
+                    _ask(rank, "cancel").remote(order.call)
+            if waiting and time.monotonic() > end:
+                raise Fault(Cause.GANG_HUNG, f"no answer within {order.limit_s:.0f} s", gang=self.id)
+        answers: list[Rendered | Fault] = ray.get(calls[0])
+        return answers
+
+    def remove(self) -> None:
+        import ray
+
+        for rank in self.ranks:
+            ray.kill(rank, no_restart=True)
+        # Killing the actors alone would leave their room taken.
+        ray.util.remove_placement_group(self.group)
+
+
+def build(post: Post, gpus: int, room_s: float, size: int = 1) -> Gang | None:
+    """A new gang, not loaded yet; None when the cluster has no room for it now."""
+    import ray
+
+    gang_id = f"{post.card.name}.{int(time.time())}.{os.urandom(3).hex()}"
+    bundle = {"CPU": 1.0} | ({"GPU": float(gpus)} if gpus else {})
+    bundles = [dict(bundle) for _ in range(size)]
+    group = ray.util.placement_group(bundles, "STRICT_PACK", name=PREFIX + gang_id, lifetime="detached")
+    try:
+        if group.wait(room_s):
+            return Gang(gang_id, [_rank(gang_id, post, gpus, group, index) for index in range(size)], group)
+    except BaseException:
+        ray.util.remove_placement_group(group)
+        raise
+    ray.util.remove_placement_group(group)
+    return None
+
+
+def _rank(gang_id: str, post: Post, gpus: int, group: Any, index: int) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    made = ray.remote(concurrency_groups={RENDER: 1, CONTROL: 2}, max_restarts=0, max_task_retries=0)(Rank)
+    place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+    name = f"{PREFIX}{gang_id}/{index}"
+    actor = made.options(name=name, lifetime="detached", num_cpus=1, num_gpus=gpus, scheduling_strategy=place)
+    return actor.remote(gang_id, post)
+
+
+def attach(post: Post, size: int = 1) -> Gang | None:
+    """The warm gang of this post that an earlier dispatcher, or another one, has built."""
+    for gang_id in standing():
+        if model_of(gang_id) != post.card.name:
+            continue
+        gang = _find(gang_id, size)
+        if gang is None:
+            continue
+        try:
+            if gang.hello().key == post.key:
+                return gang
+        except Exception as error:
+            if not faults.ends_gang(faults.fault_of(error)):
+                raise
+        gang.remove()
+    return None
+
+
+def standing() -> list[str]:
+    """The ids of every gang with a living rank."""
+    import ray
+
+    names = [name for name in ray.util.list_named_actors() if name.startswith(PREFIX)]
+    return sorted({name.removeprefix(PREFIX).rpartition("/")[0] for name in names})
+
+
+def sweep(now: float) -> list[str]:
+    """Remove placement groups that no rank lives in, as a dispatcher leaves them that was killed while building."""
+    import ray
+
+    living = set(standing())
+    left = [
+        row["name"].removeprefix(PREFIX)
+        for row in ray.util.placement_group_table().values()
+        if row["name"].startswith(PREFIX) and row["state"] != "REMOVED"
+    ]
+    stale = [gang_id for gang_id in left if gang_id not in living and now - born(gang_id) > YOUNG_S]
+    for gang_id in stale:
+        ray.util.remove_placement_group(ray.util.get_placement_group(PREFIX + gang_id))
+    return stale
+
+
+def model_of(gang_id: str) -> str:
+    return gang_id.rsplit(".", 2)[0]
+
+
+def born(gang_id: str) -> float:
+    return float(gang_id.rsplit(".", 2)[1])
+
+
+def _find(gang_id: str, size: int) -> Gang | None:
+    import ray
+
+    group = ray.util.get_placement_group(PREFIX + gang_id)
+    try:
+        ranks = [ray.get_actor(f"{PREFIX}{gang_id}/{index}") for index in range(size)]
+    except ValueError:  # a rank is gone already, and the gang with it
+        ray.util.remove_placement_group(group)
+        return None
+    return Gang(gang_id, ranks, group)
+
+
+def _ask(rank: Any, method: str) -> Any:
+    return getattr(rank, method).options(concurrency_group=CONTROL)
+
+
+def _one(hellos: Iterable[Hello]) -> Hello:
+    """The gang is as far as its last rank."""
+    order = (GangState.STARTING, GangState.BUSY, GangState.READY, GangState.GONE)
+    return min(hellos, key=lambda hello: order.index(hello.state))
