@@ -1,4 +1,4 @@
-"""The three certificates of the development authority. Pure but for the clock and the serial numbers."""
+"""The certificates of the development authority, and lists of those to trust. Pure but for clock and serial numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+from farm.errors import BadInput
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 C2PA_SIGNING = ObjectIdentifier("1.3.6.1.4.1.62558.2.1")
@@ -67,6 +69,18 @@ def _usage(authority: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def check_list(trust: str) -> str:
+    """A trust list as it was given, if it is one; empty trusts nobody."""
+    try:
+        if trust:
+            x509.load_pem_x509_certificates(trust.encode())
+    except ValueError as error:
+        raise BadInput(
+            "the trust list holds no certificates in PEM", field="trust", fix="see trust/root.pem"
+        ) from error
+    return trust
 
 
 def due(made: x509.Certificate, role: str) -> dt.datetime:

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from farm import child
 from provenance import report
+from provenance.certificates import check_list
 from provenance.report import Ancestor, Report
 
 FILES_PER_CHILD = 1000
@@ -29,7 +30,7 @@ class LimitedVerifier:
     """`verify` may be called from several threads; files go through the child one by one."""
 
     def __init__(self, trust: str, *, seconds: float = 20.0, memory_mb: int = child.MEMORY_MB) -> None:
-        self.trust, self.seconds, self.memory_mb = trust, seconds, memory_mb
+        self.trust, self.seconds, self.memory_mb = check_list(trust), seconds, memory_mb
         self._lock = threading.Lock()
         self._child: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._served = 0

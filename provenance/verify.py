@@ -21,6 +21,7 @@ from c2pa import C2paError, Context, Reader
 
 from farm.ports import Provenance
 from provenance import report
+from provenance.certificates import check_list
 from provenance.container import manifest_store, sniff
 from provenance.limited import LimitedVerifier
 from provenance.report import Report
@@ -55,7 +56,7 @@ def context(trust: str) -> Any:
             "version": 1,
             "builder": {"thumbnail": {"enabled": False}},
             "verify": {"verify_after_sign": True, "remote_manifest_fetch": False, "ocsp_fetch": False},
-            "trust": {"trust_config": PURPOSES} | ({"trust_anchors": trust} if trust else {}),
+            "trust": {"trust_config": PURPOSES} | ({"trust_anchors": check_list(trust)} if trust else {}),
         }
     )
 
@@ -67,8 +68,9 @@ def verify_bytes(data: bytes, mime: str | None, trust: str) -> Report:
         return report.failed(report.UNREADABLE, "farm.type.unknown", mime)
     if mime is not None and mime != kind:
         return report.failed(report.INVALID, "farm.type.mismatch", kind)
+    settings = context(trust)
     try:
-        return _read(data, kind, trust)
+        return _read(data, kind, settings)
     except (C2paError, ValueError) as error:
         if str(error).startswith("Remote"):  # the library has no type for it
             return report.failed(report.NONE, "farm.manifest.remote", kind)
@@ -92,8 +94,8 @@ def _verify_file(path: Path, verifier: LimitedVerifier) -> Report:
     return verifier.verify(data)
 
 
-def _read(data: bytes, kind: str, trust: str) -> Report:
-    reader = Reader.try_create(kind, io.BytesIO(data), None, context(trust))
+def _read(data: bytes, kind: str, settings: Any) -> Report:
+    reader = Reader.try_create(kind, io.BytesIO(data), None, settings)
     if reader is None:
         return report.no_manifest(kind)
     with reader:

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from farm.errors import BadInput
 from provenance import certificates, keys, labels, manifest, report
 from provenance.container import MAGIC, manifest_store, sniff
 from provenance.keys import Keys
@@ -127,6 +128,14 @@ def test_a_manifest_moved_to_another_picture(kind: str, ours: Keys, signing: Sig
     found = verify_bytes(moved, None, ours.root)
     assert (found.verdict, found.codes) == ("Invalid", ("assertion.dataHash.mismatch",))
     assert "changed after it was signed" in found.sentence
+
+
+def test_what_is_no_trust_list_is_said_so_at_once(signed: dict[str, bytes]) -> None:
+    for wrong in ("certificates", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
+        with pytest.raises(BadInput, match="trust list"):
+            verify_bytes(signed["png"], None, wrong)
+        with pytest.raises(BadInput, match="trust list"):
+            next(verify_files([Path("any")], wrong))
 
 
 def test_a_claimed_type_is_not_believed(ours: Keys, signed: dict[str, bytes]) -> None:
