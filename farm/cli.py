@@ -225,9 +225,10 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
-    models.bench
-)
+NUMBERS = {"ignore_unknown_options": True}  # so that -5 is a number, not an option
+THEIR_OWN = NUMBERS | {"allow_extra_args": True, "help_option_names": []}  # benchmarks read their options themselves
+app.command(context_settings=NUMBERS)(batches.priority)
+app.command(context_settings=THEIR_OWN)(models.bench)
 app.add_typer(models.models, name="models")
 
 

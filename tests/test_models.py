@@ -79,7 +79,8 @@ def test_of_two_precisions_the_more_precise_is_taken(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_the_environments_fault_and_named(tmp_path: Path) -> None:
     assert CAUSES[Cause.WEIGHTS_MISSING] is Payer.ENVIRONMENT
-    for folder in (None, tmp_path, tmp_path / "absent"):
+    (tmp_path / "file").write_bytes(b"no folder")
+    for folder in (None, tmp_path, tmp_path / "absent", tmp_path / "file"):
         with pytest.raises(Fault) as caught:
             models.load_renderer(SCHNELL, folder, "cpu", torch.float32)
         assert caught.value.cause is Cause.WEIGHTS_MISSING

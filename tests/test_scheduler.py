@@ -1,4 +1,4 @@
-"""Which lane is served next: priority kept, projects in turn, nobody starved, and the answer depends on nothing else."""
+"""Which lane is served next: priority kept, projects in turn, nobody starved."""
 
 from __future__ import annotations
 

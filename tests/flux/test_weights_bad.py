@@ -124,6 +124,17 @@ def test_a_missing_tokenizer_says_where_it_belongs(tmp_path: Path) -> None:
         load_text(tmp_path, CPU, F32)
 
 
+@pytest.mark.parametrize("content", ["{", "{}", '{"model": 3}', None])
+def test_a_broken_tokenizer_is_named(tmp_path: Path, content: str | None) -> None:
+    file = comfyui(tmp_path) / "tokenizers" / "t5" / "tokenizer.json"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    with pytest.raises(WeightsError, match="tokenizers/t5: no tokenizer can be read"):
+        load_text(tmp_path, CPU, F32)
+
+
 def test_several_transformers_want_a_name(tmp_path: Path) -> None:
     comfyui(tmp_path)
     other = kit.write(tmp_path / "diffusion_models" / "kontext.safetensors", FLUX_WEIGHTS)

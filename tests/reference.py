@@ -1,0 +1,65 @@
+"""The README's tables of commands, routes and settings, made from the code. `python -m tests.reference` writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import typer.main
+
+from farm.config import Settings
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def settings() -> str:
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = f"`{field.default}`" if str(field.default) else ""
+        rows.append(f"| `FARM_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def commands() -> str:
+    from farm.cli import app
+
+    rows = ["| command | what it does |", "|---|---|"]
+    rows += [f"| `farm {name}` | {text} |" for name, text in _walk(typer.main.get_command(app), "")]
+    return "\n".join(rows)
+
+
+def _walk(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield path.strip(), (command.help or "").split("\n")[0]
+        return
+    for name, child in inner.items():
+        if not child.hidden:
+            yield from _walk(child, f"{path} {name}")
+
+
+def routes() -> str:
+    from farm.api import create_app_for_schema
+
+    paths = create_app_for_schema().openapi()["paths"]
+    rows = ["| route | what it does |", "|---|---|"]
+    for path, methods in sorted(paths.items()):
+        rows += [f"| `{method.upper()} {path}` | {about['summary']} |" for method, about in methods.items()]
+    return "\n".join(rows)
+
+
+TABLES = {"settings": settings, "commands": commands, "routes": routes}
+
+
+def filled(text: str) -> str:
+    for name, table in TABLES.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+        assert pattern.search(text), f"README.md has lost its marks <!-- {name} -->"
+        text = pattern.sub(lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text)  # type: ignore[misc]
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text()))
