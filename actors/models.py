@@ -60,10 +60,9 @@ def folder_of(card: ModelCard, folder: Path | None) -> Path | None:
 
 def places(folder: Path) -> Iterator[Found]:
     """The folder itself, and diffusers folders within it."""
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and is_diffusers(path)) if folder.is_dir() else []
-    for path in (folder, *inner):
-        if path.exists():
-            yield find(path)
+    if folder.is_dir():
+        yield find(folder)
+        yield from (find(path) for path in sorted(folder.iterdir()) if path.is_dir() and is_diffusers(path))
 
 
 def transformers_of(card: ModelCard, found: Found) -> list[TensorSet]:

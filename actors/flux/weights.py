@@ -101,7 +101,10 @@ def load_tokenizer(stored: TensorSet) -> "PreTrainedTokenizerBase":
             f"{stored.files[0]}: no tokenizer near it; put tokenizer.json and tokenizer_config.json into "
             f"tokenizers/{stored.part} of the models folder (diffusers folders call them tokenizer and tokenizer_2)"
         )
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the libraries raise whatever their parsers do, the bare class included
+        raise WeightsError(f"{folder}: no tokenizer can be read from it: {error}") from error
     return tokenizer
 
 
