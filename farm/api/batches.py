@@ -35,8 +35,10 @@ async def create_batch(
     again: bool = False,
     priority: Priority = 0,
 ) -> dict[str, Any]:
-    """The body is JSON lines. One bad line refuses all, unless `skip_bad`. What the project has already is not made
-    once more, unless `again`."""
+    """Take in a batch: the body is JSON lines.
+
+    One bad line refuses all, unless `skip_bad`. What the project has already is not made once more, unless `again`.
+    """
     submission = Submission(name, f"{who.name} ({who.id})", priority, skip_bad, again)
     with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as file:
         body = cast(BinaryIO, file)
@@ -65,13 +67,13 @@ def _receipt(receipt: Receipt) -> dict[str, Any]:
 def list_batches(
     farm: TheFarm, who: Caller, after: Annotated[int | None, Query(ge=1)] = None, limit: Limit = 100
 ) -> dict[str, Any]:
-    """The newest first; `after` is the `next` of the page before."""
+    """List batches, the newest first; `after` is the `next` of the page before."""
     return page(farm.insights.batches(who.project_id, before=after, limit=limit), limit)
 
 
 @router.get("/{batch_id}")
 def get_batch(farm: TheFarm, who: Caller, batch_id: BatchId) -> dict[str, Any]:
-    """With the count of its jobs in each state, and what they wait for."""
+    """Show one batch, the count of its jobs in each state, and what they wait for."""
     return _own(farm, who.project_id, batch_id)
 
 
@@ -84,6 +86,7 @@ def list_batch_jobs(
     after: Annotated[int, Query(ge=0)] = 0,
     limit: Limit = 100,
 ) -> dict[str, Any]:
+    """List the jobs of a batch, in the order of its lines."""
     _own(farm, who.project_id, batch_id)
     return page(farm.insights.jobs(who.project_id, batch_id, state, after, limit), limit)
 
@@ -92,14 +95,14 @@ def list_batch_jobs(
 def list_bad_lines(
     farm: TheFarm, who: Caller, batch_id: BatchId, after: Annotated[int, Query(ge=0)] = 0, limit: Limit = 100
 ) -> dict[str, Any]:
-    """The lines that `skip_bad` left out, and why."""
+    """List the lines that `skip_bad` left out, and why."""
     _own(farm, who.project_id, batch_id)
     return page(farm.insights.bad_lines(who.project_id, batch_id, after, limit), limit)
 
 
 @router.post("/{batch_id}/cancel")
 def cancel_batch(farm: TheFarm, who: Caller, batch_id: BatchId, reason: Reason = "") -> dict[str, Any]:
-    """What was published or held stays."""
+    """End what has not ended; what was published or held stays."""
     _own(farm, who.project_id, batch_id)
     ended = farm.queue.cancel_batch(batch_id, who.name, reason)
     return {"id": batch_id, "state": "cancelled", "cancelled_jobs": ended}
@@ -107,13 +110,14 @@ def cancel_batch(farm: TheFarm, who: Caller, batch_id: BatchId, reason: Reason =
 
 @router.post("/{batch_id}/retry")
 def retry_batch(farm: TheFarm, who: Caller, batch_id: BatchId) -> dict[str, Any]:
-    """Its failed jobs go back to the queue."""
+    """Put its failed jobs back into the queue."""
     _own(farm, who.project_id, batch_id)
     return {"id": batch_id, "retried_jobs": farm.queue.retry(batch_id=batch_id, by=who.name)}
 
 
 @router.post("/{batch_id}/pause")
 def pause_batch(farm: TheFarm, who: Caller, batch_id: BatchId, reason: Reason = "") -> dict[str, Any]:
+    """Start no more of its jobs; those being drawn end."""
     _own(farm, who.project_id, batch_id)
     farm.queue.pause(batch_id, who.name, reason)
     return {"id": batch_id, "state": "paused"}
@@ -121,6 +125,7 @@ def pause_batch(farm: TheFarm, who: Caller, batch_id: BatchId, reason: Reason = 
 
 @router.post("/{batch_id}/resume")
 def resume_batch(farm: TheFarm, who: Caller, batch_id: BatchId) -> dict[str, Any]:
+    """Let a paused batch go on."""
     _own(farm, who.project_id, batch_id)
     farm.queue.resume(batch_id, who.name)
     return {"id": batch_id, "state": "open"}
@@ -128,7 +133,7 @@ def resume_batch(farm: TheFarm, who: Caller, batch_id: BatchId) -> dict[str, Any
 
 @router.post("/{batch_id}/priority")
 def set_priority(farm: TheFarm, who: Caller, batch_id: BatchId, priority: Priority) -> dict[str, Any]:
-    """The batch's part of the priority; it is added to that of each line."""
+    """Change the batch's priority, which is added to that of each line."""
     _own(farm, who.project_id, batch_id)
     farm.queue.set_priority(batch_id, priority, who.name)
     return {"id": batch_id, "priority": priority}

@@ -8,6 +8,7 @@ from typing import BinaryIO
 import anyio
 from anyio.to_thread import run_sync
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from farm.errors import BadInput, TooLarge
 
@@ -20,6 +21,8 @@ async def chunks(request: Request, limit: int, what: str) -> AsyncIterator[bytes
         try:
             with anyio.fail_after(IDLE_S):
                 chunk = await anext(stream, None)
+        except ClientDisconnect as error:
+            raise BadInput(f"the sender left before the end of {what}", fix="send it again") from error
         except TimeoutError as error:
             raise BadInput(f"nothing more of {what} came for {IDLE_S:g} s", fix="send it again") from error
         if chunk is None:

@@ -20,13 +20,13 @@ NEEDED = ("dispatcher",)  # without one the farm takes batches, but makes no ima
 
 @router.get("/healthz")
 def healthz() -> dict[str, str]:
-    """This process lives; nothing else is asked."""
+    """Say that this process lives; nothing else is asked."""
     return {"state": "alive"}
 
 
 @router.get("/readyz")
 def readyz(farm: TheFarm) -> JSONResponse:
-    """200 once images can be made; 503 with what is missing until then."""
+    """Say whether images can be made: 200, or 503 with what is missing."""
     missing = _missing(farm)
     return JSONResponse({"state": "waiting" if missing else "ready", "missing": missing}, 503 if missing else 200)
 
@@ -48,7 +48,7 @@ def _missing(farm: Farm) -> list[str]:
 
 @router.get("/metrics")
 def metrics(farm: TheFarm) -> Response:
-    """Prometheus: the whole farm's counts, no project's own."""
+    """Count for Prometheus: the whole farm's jobs, no project's own."""
     registry = CollectorRegistry()
     registry.register(_Metrics(farm))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -38,12 +38,13 @@ def page(items: list[dict[str, Any]], limit: int, key: str = "id") -> dict[str, 
 def list_jobs(
     farm: TheFarm, who: Caller, state: StateFilter = None, after: After = 0, limit: Limit = 100
 ) -> dict[str, Any]:
+    """List jobs, in the order they were submitted."""
     return page(farm.insights.jobs(who.project_id, None, state, after, limit), limit)
 
 
 @router.get("/jobs/{job_id}")
 def get_job(farm: TheFarm, who: Caller, job_id: JobId) -> dict[str, Any]:
-    """With its verdicts, faults, artifacts and decisions, and the jobs before and after it in a chain of edits."""
+    """Show one job: verdicts, faults, artifacts, decisions, and the jobs before and after it in a chain of edits."""
     job = _own(farm, who, job_id)
     if not may(who, "reviewer"):
         job["verdicts"] = [_without(row, JUDGES_ONLY) for row in job["verdicts"]]
@@ -52,6 +53,7 @@ def get_job(farm: TheFarm, who: Caller, job_id: JobId) -> dict[str, Any]:
 
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(farm: TheFarm, who: Caller, job_id: JobId, reason: str = Query("", max_length=500)) -> dict[str, Any]:
+    """End a job that has not ended."""
     job = _own(farm, who, job_id)
     if not farm.queue.cancel_job(job_id, who.name, reason):
         raise Conflict(f"job {job_id} has ended: it is {job['state']}")
@@ -60,6 +62,7 @@ def cancel_job(farm: TheFarm, who: Caller, job_id: JobId, reason: str = Query(""
 
 @router.post("/jobs/{job_id}/retry")
 def retry_job(farm: TheFarm, who: Caller, job_id: JobId) -> dict[str, Any]:
+    """Put a failed job back into the queue."""
     job = _own(farm, who, job_id)
     if not farm.queue.retry(job_ids=[job_id], by=who.name):
         raise Conflict(f"job {job_id} is {job['state']}: only a failed job can be tried again")
@@ -68,7 +71,10 @@ def retry_job(farm: TheFarm, who: Caller, job_id: JobId) -> dict[str, Any]:
 
 @router.get("/jobs/{job_id}/image", response_class=Response)
 def get_image(request: Request, farm: TheFarm, who: Caller, job_id: JobId) -> Response:
-    """The signed file. What is held, decided or withdrawn is for reviewers and operators of the project alone."""
+    """Fetch the signed file, as it lies in the store.
+
+    What is held, decided or withdrawn is for reviewers and operators of the project alone.
+    """
     job = _own(farm, who, job_id)
     _check_may_see(job, who)
     headers = {"ETag": f'"{job["sha256"]}"', "Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
@@ -79,7 +85,7 @@ def get_image(request: Request, farm: TheFarm, who: Caller, job_id: JobId) -> Re
 
 @router.get("/artifacts")
 def list_artifacts(farm: TheFarm, who: Caller, after: After = 0, limit: Limit = 100) -> dict[str, Any]:
-    """What is published, in the order of the jobs."""
+    """List what is published, in the order of the jobs."""
     return page(farm.insights.artifacts(who.project_id, State.PUBLISHED, after, limit), limit, "job_id")
 
 

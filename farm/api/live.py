@@ -11,8 +11,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from farm import events
-from farm.api.callers import Caller, TheFarm
-from farm.errors import BadInput
+from farm.api.callers import Caller, TheFarm, caller
+from farm.errors import BadInput, Unauthorized
 
 router = APIRouter(tags=["events"])
 POLL_S = 0.5
@@ -36,10 +36,11 @@ async def follow(
     start: Annotated[int | None, Depends(first_seq)],
     batch: int | None = None,
 ) -> AsyncIterator[ServerSentEvent]:
+    """Follow what happens, as server-sent events; Last-Event-ID or `after` replays what was missed."""
     engine = farm.queue.engine
     seen = await run_in_threadpool(events.last_seq, engine) if start is None else start
     yield ServerSentEvent(comment="following", retry=2000)
-    while not request.app.state.stopping.is_set():
+    while not request.app.state.stopping.is_set() and await run_in_threadpool(_still_known, request):
         rows = await run_in_threadpool(events.read, engine, seen, who.project_id, AT_ONCE)
         for row in rows:
             seen = row["seq"]
@@ -47,6 +48,15 @@ async def follow(
                 yield ServerSentEvent(id=str(seen), event=row["kind"], data=_shown(row))
         if len(rows) < AT_ONCE:
             await asyncio.sleep(POLL_S)
+
+
+def _still_known(request: Request) -> bool:
+    """A key that is revoked ends what it started."""
+    try:
+        caller(request)
+    except Unauthorized:
+        return False
+    return True
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:

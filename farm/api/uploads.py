@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 
 from farm import pictures
 from farm.api.bodies import whole
@@ -18,11 +19,15 @@ router = APIRouter(tags=["uploads"])
 
 @router.post("/uploads", status_code=201)
 async def create_upload(request: Request, farm: TheFarm, who: Caller, name: str = "") -> dict[str, Any]:
-    """The body is the picture itself: PNG, JPEG or WebP. The answer's `id` is what a line's `image` names."""
+    """Take in a picture to edit: the body is the PNG, JPEG or WebP itself.
+
+    The answer's `id` is what a line's `image` names.
+    """
     data = await whole(request, farm.settings.max_upload_mb << 20, "the picture")
     if not data:
         raise BadInput("the body is empty", fix="send the picture's bytes as the body")
-    return await run_in_threadpool(_keep, farm, who.project_id, name[:200], data)
+    openers: CapacityLimiter = request.app.state.openers
+    return await run_sync(_keep, farm, who.project_id, name[:200], data, limiter=openers)
 
 
 def _keep(farm: Farm, project: str, name: str, data: bytes) -> dict[str, Any]:

@@ -7,11 +7,12 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+T = TypeVar("T")
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 HASH = re.compile(r"[0-9a-f]{64}")
 WIDE = 10_000  # without a terminal nothing is cut off
@@ -34,6 +35,13 @@ def console(stderr: bool = False) -> Console:
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return Console(stderr=stderr, width=None if terminal else WIDE, highlight=False, soft_wrap=not terminal)
+
+
+def progress(items: Iterable[T], total: int, words: str) -> Iterable[T]:
+    """A bar on a terminal; nothing elsewhere."""
+    from rich.progress import track
+
+    return track(items, words, total, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:

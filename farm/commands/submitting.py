@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from farm.commands.output import progress
 from farm.errors import BadInput
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def download(client: FarmClient, batch_id: int, folder: Path) -> list[dict[str, 
     """The published images, and index.jsonl with a line for every job."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "index.jsonl.part").open("w") as index:
-        rows = [_fetch(client, job, folder, index) for job in client.pages(f"/api/batches/{batch_id}/jobs")]
+        jobs = progress(client.pages(f"/api/batches/{batch_id}/jobs"), client.batch(batch_id)["jobs"], "downloading")
+        rows = [_fetch(client, job, folder, index) for job in jobs]
     (folder / "index.jsonl.part").replace(folder / "index.jsonl")
     return rows
 

@@ -9,35 +9,17 @@ from typing import Any
 
 import pytest
 
-from farm.cli import main
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Outcome
-from tests.api.conftest import World, jsonl, picture
-
-
-class Shell:
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-        self.out, self.err = "", ""
-
-    def __call__(self, *arguments: object) -> int:
-        self.capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        self.out, self.err = self.capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code
-
-    def json(self) -> Any:
-        return json.loads(self.out)
+from tests.api.conftest import Shell, World, jsonl, picture
 
 
 @pytest.fixture
-def farm(world: World, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+def farm(world: World, address: str, monkeypatch: pytest.MonkeyPatch, shell: Shell) -> Shell:
     for name, value in {"URL": address, "KEY": world.keys["ours/submitter"], "HOME": "nowhere"}.items():
         monkeypatch.setenv(f"FARM_{name}", value)
-    return Shell(capsys)
+    return shell
 
 
 def batch_file(folder: Path, *lines: dict[str, Any]) -> Path:
