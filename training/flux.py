@@ -1,0 +1,234 @@
+"""Stage two: the transformer and its text encoders, by flow matching on the latents of drawn scenes and of their edits.
+
+Workers train apart, each on one core, and now and then add what they learnt to weights that all share, without waiting
+for each other: on a busy machine that goes much further than threads, or gradients shared at every step.
+B batch, L image tokens, R reference tokens, C channels.
+"""
+
+import copy
+import math
+import random
+import time
+from collections import defaultdict, deque
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from actors.flux import latents
+from actors.flux.blocks import Attend, Qkv
+from actors.flux.config import FluxConfig
+from actors.flux.model import Flux
+from actors.flux.rope import Rotation, rotate
+from actors.flux.sampler import resolution_shift
+from actors.flux.text import TextEncoders
+from actors.flux.vae import AutoEncoder
+from training.encoders import embed
+from training.pool import Drawn, Pool
+from training.tokens import T5_LENGTH
+
+CONFIG = FluxConfig(
+    in_channels=64,
+    vec_in_dim=128,
+    context_in_dim=128,
+    hidden_size=192,
+    num_heads=3,
+    depth=2,
+    depth_single_blocks=4,
+    axes_dim=(16, 24, 24),
+)
+# Of T5's padded sequence: it attends to its padding, and must not mind how much there is.
+LENGTHS = (28, 28, 28, T5_LENGTH)
+EDIT_SHARE = 0.4
+PEAK_RATE = 1e-3
+EMA = 0.96  # from one meeting to the next
+MEET = 8  # steps between two visits
+ADDED = 0.75  # of what a worker learnt
+
+
+class PlainAttend(Attend):
+    """The same attention as matrix products: at these lengths its backward is four times as fast on CPUs."""
+
+    def forward(self, qkv: Qkv, turn: Rotation) -> Tensor:
+        q_BHLD, k_BHLD = rotate(qkv.q_BHLD, turn), rotate(qkv.k_BHLD, turn)
+        weight_BHLL = ((q_BHLD * q_BHLD.shape[-1] ** -0.5) @ k_BHLD.transpose(-1, -2)).softmax(-1)
+        return (weight_BHLL.to(qkv.v_BHLD) @ qkv.v_BHLD).transpose(1, 2).flatten(2)
+
+
+class Learner(nn.Module):
+    """What is trained together."""
+
+    def __init__(self, text: TextEncoders) -> None:
+        super().__init__()
+        self.flux = Flux(CONFIG)
+        self.text = text
+        start_at_rest(self.flux)
+        for block in (*self.flux.double_blocks, *self.flux.single_blocks):
+            block.attend = PlainAttend()
+
+
+def start_at_rest(flux: Flux) -> None:
+    """Every branch begins closed and the output at zero, as in DiT."""
+    for name, module in flux.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+            if name.endswith(("_mod.lin", "modulation.lin", "adaLN_modulation.1", "final_layer.linear")):
+                nn.init.zeros_(module.weight)
+
+
+def times(count: int, image_tokens: int) -> Tensor:
+    """Mostly logit-normal, some uniform, under the shift that the sampler will use."""
+    normal = torch.randn(count).sigmoid()
+    t = torch.where(torch.rand(count) < 0.75, normal, torch.rand(count)).clamp(1e-3, 1 - 1e-4)
+    mu = math.exp(resolution_shift(image_tokens))
+    return mu * t / (1 + (mu - 1) * t)
+
+
+def loss_of(learner: Learner, drawn: list[Drawn], sentences: list[str]) -> Tensor:
+    clean_BCHW = torch.stack([d.latent_CHW for d in drawn]).float()
+    ids, clean_BLC = latents.image_ids(clean_BCHW), latents.pack(clean_BCHW)
+    t_B = times(len(drawn), clean_BLC.shape[1])
+    noise_BLC, t_B11 = torch.randn_like(clean_BLC), t_B[:, None, None]
+    img_BLC = (1 - t_B11) * clean_BLC + t_B11 * noise_BLC
+    if drawn[0].reference_CHW is not None:
+        reference = torch.stack([d.reference_CHW for d in drawn if d.reference_CHW is not None]).float()
+        ids = torch.cat((ids, latents.image_ids(reference, axis0=1)), dim=1)
+        img_BLC = torch.cat((img_BLC, latents.pack(reference)), dim=1)
+    guidance_B = 1 + 4 * torch.rand(len(drawn))
+    with torch.autocast("cpu", torch.bfloat16):
+        txt_BTD, pooled_BV = embed(learner.text, sentences, random.choice(LENGTHS))
+        out = learner.flux(img_BLC, ids, txt_BTD, latents.text_ids(txt_BTD), t_B, pooled_BV, guidance_B)
+    return F.mse_loss(out[:, : clean_BLC.shape[1]].float(), noise_BLC - clean_BLC)
+
+
+class Meeting:
+    """Weights in shared memory: workers add a part of what they learnt since they last came."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.shared = flat(learner).share_memory_()
+        self.mean = self.shared.clone().share_memory_()
+        self.visits = torch.zeros(1).share_memory_()
+        self.lock = mp.get_context("spawn").Lock()
+
+    @torch.no_grad()
+    def visit(self, learner: Learner, start: Tensor) -> Tensor:
+        with self.lock:
+            self.visits += 1
+            self.shared.add_(flat(learner) - start, alpha=ADDED)
+            self.mean.lerp_(self.shared, 1 - min(EMA, self.visits.item() / (self.visits.item() + 5)))
+            start = self.shared.clone()
+        spread(start, learner)
+        return start
+
+
+def flat(learner: Learner) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in learner.parameters()])
+
+
+@torch.no_grad()
+def spread(weights: Tensor, learner: Learner) -> None:
+    parameters = list(learner.parameters())
+    for parameter, part in zip(parameters, weights.split([p.numel() for p in parameters]), strict=True):
+        parameter.copy_(part.view_as(parameter))
+
+
+def optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for the rest. `share` is each group's part of the learning rate;
+    the text encoders have had their schooling and move more slowly."""
+    inner = [p for name, p in learner.flux.named_parameters() if "blocks" in name and p.ndim == 2]
+    ids = {id(p) for p in inner}
+    outer = [p for p in learner.flux.parameters() if id(p) not in ids]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [{"params": outer, "share": 1.0}, {"params": list(learner.text.parameters()), "share": 0.3}],
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+        )
+    ]
+    found.append(
+        torch.optim.Muon(
+            [{"params": inner, "share": 3.0}],
+            momentum=0.95,
+            weight_decay=0.01,
+            adjust_lr_fn="match_rms_adamw",
+            ns_steps=4,
+        )
+    )
+    return found
+
+
+def worker(
+    rank: int,
+    workers: int,
+    minutes: float,
+    out: Path,
+    text: TextEncoders,
+    vae: AutoEncoder,
+    rate: float,
+    meeting: Meeting,
+) -> None:
+    torch.set_num_threads(1)
+    rng = random.Random(time.time_ns() + rank)
+    torch.manual_seed(rng.getrandbits(32))
+    learner, pool = Learner(text), Pool(vae, rng)
+    met = meeting.shared.clone()
+    spread(met, learner)
+    optimizing = optimizers(learner)
+    losses = defaultdict[str, deque[float]](lambda: deque(maxlen=60))
+    start, step, saved = time.monotonic(), 0, 0.0
+    while (spent := time.monotonic() - start) < 60 * minutes:
+        now = rate * min(1, (step + 1) / 60) * min(1, 1.6 * (1 - spent / 60 / minutes)) + 1e-6
+        for group in (group for optimizer in optimizing for group in optimizer.param_groups):
+            group["lr"] = group["share"] * now
+        with_reference = rng.random() < EDIT_SHARE
+        drawn = pool.batch(with_reference)
+        loss = loss_of(learner, drawn, [d.sentence(rng) for d in drawn])
+        learner.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+        for optimizer in optimizing:
+            optimizer.step()
+        step += 1
+        losses["edit" if with_reference else "draw"].append(loss.item())
+        if step % MEET == 0:
+            met = meeting.visit(learner, met)
+        if step % 50 == 0:
+            report = {key: round(float(np.mean(values)), 4) for key, values in losses.items()}
+            print(f"flux worker {rank} step {step} {spent:.0f} s loss {report} rate {now:.1e}", flush=True)
+        if rank == 0 and spent - saved > 120:
+            saved = spent
+            keep(learner, meeting, out)
+    meeting.visit(learner, met)
+    if rank == 0:
+        keep(learner, meeting, out)
+
+
+def keep(learner: Learner, meeting: Meeting, out: Path) -> None:
+    """The weights as trained, to go on from, and their running mean, to draw with."""
+    copied = copy.deepcopy(learner)
+    for name, weights in (("flux", meeting.shared), ("mean", meeting.mean)):
+        spread(weights.clone(), copied)
+        tensors = {
+            k: v.contiguous() for k, v in copied.state_dict().items() if not k.endswith("encoder.embed_tokens.weight")
+        }
+        save_file(tensors, out / f"{name}.new")
+        (out / f"{name}.new").rename(out / f"{name}.safetensors")
+
+
+def restore(learner: Learner, path: Path) -> None:
+    missing, unexpected = learner.load_state_dict(load_file(path), strict=False)
+    if unexpected or any("embed_tokens" not in name for name in missing):
+        raise ValueError(f"{path} does not fit: missing {missing}, unexpected {unexpected}")
+
+
+def train(minutes: float, out: Path, text: TextEncoders, vae: AutoEncoder, workers: int, rate: float) -> None:
+    """Goes on from the weights in `out` when there are some."""
+    learner = Learner(text)
+    if (out / "flux.safetensors").exists():
+        restore(learner, out / "flux.safetensors")
+    mp.spawn(worker, (workers, minutes, out, text, vae, rate, Meeting(learner)), nprocs=workers)

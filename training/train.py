@@ -1,0 +1,108 @@
+"""Train the tiny FLUX.1 on a CPU: python -m training.train --stage vae|text|flux|pack --minutes N --out DIR
+
+Stages run in that order and each goes on from what DIR holds. `pack` writes the finished model in ComfyUI's layout.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from actors.flux.config import VaeConfig
+from actors.flux.text import TextEncoders
+from actors.flux.vae import AutoEncoder
+from training import encoders, flux, tokens, vae
+
+MODELS = Path(__file__).parent.parent / "actors" / "tiny" / "models"
+
+
+def train_vae(minutes: float, out: Path) -> None:
+    vae.train(minutes, out)
+    autoencoder = AutoEncoder(vae.CONFIG)
+    autoencoder.load_state_dict(load_file(out / "vae.safetensors"))
+    (out / "vae.json").write_text(json.dumps(dataclasses.asdict(vae.measured(autoencoder))))
+
+
+def train_text(minutes: float, out: Path) -> None:
+    tokens.save(out / "tokenizers")
+    torch.manual_seed(4)
+    text = encoders.build(out / "tokenizers")
+    encoders.school(text, minutes)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in text.state_dict().items() if "embed_tokens" not in name},
+        out / "text.safetensors",
+    )
+
+
+def load_vae(out: Path) -> AutoEncoder:
+    fields = json.loads((out / "vae.json").read_text())
+    autoencoder = AutoEncoder(VaeConfig(**{**fields, "ch_mult": tuple(fields["ch_mult"])}))
+    autoencoder.load_state_dict(load_file(out / "vae.safetensors"))
+    return autoencoder.eval().requires_grad_(False)
+
+
+def load_text(out: Path) -> TextEncoders:
+    text = encoders.build(out / "tokenizers")
+    missing, unexpected = text.load_state_dict(load_file(out / "text.safetensors"), strict=False)
+    if unexpected or any("embed_tokens" not in name for name in missing):
+        raise ValueError(f"text.safetensors does not fit: missing {missing}, unexpected {unexpected}")
+    return text
+
+
+def train_flux(minutes: float, out: Path, workers: int, rate: float) -> None:
+    flux.train(minutes, out, load_text(out), load_vae(out), workers, rate)
+
+
+def pack(out: Path, models: Path) -> None:
+    """The running mean of the weights, bfloat16, under the names and in the folders of real checkpoints."""
+    learnt = load_file(out / "mean.safetensors")
+    parts: dict[str, dict[str, Tensor]] = {"flux.": {}, "text.t5.": {}, "text.clip.": {}}
+    for name, tensor in learnt.items():
+        prefix = next(prefix for prefix in parts if name.startswith(prefix))
+        parts[prefix][name.removeprefix(prefix)] = tensor.bfloat16()
+    clip = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in parts["text.clip."].items()}
+    autoencoder, text = load_vae(out), load_text(out)
+    files = {
+        "diffusion_models/tiny-flux": parts["flux."],
+        "text_encoders/t5xxl": parts["text.t5."],
+        "text_encoders/clip_l": clip,
+        "vae/ae": {name: tensor.bfloat16() for name, tensor in autoencoder.state_dict().items()},
+    }
+    for name, tensors in files.items():
+        (models / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, models / f"{name}.safetensors", metadata={"format": "pt"})
+    tokens.save(models / "tokenizers")
+    config = {
+        "flux": dataclasses.asdict(flux.CONFIG),
+        "vae": dataclasses.asdict(autoencoder.config),
+        **encoders.configs(text),
+    }
+    (models / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stage", choices=("vae", "text", "flux", "pack"), required=True)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--models", type=Path, default=MODELS, help="where pack writes to")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the flux stage, one core each")
+    parser.add_argument("--rate", type=float, default=flux.PEAK_RATE, help="the peak learning rate of the flux stage")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.stage == "vae":
+        train_vae(options.minutes, options.out)
+    elif options.stage == "text":
+        train_text(options.minutes, options.out)
+    elif options.stage == "flux":
+        train_flux(options.minutes, options.out, options.workers, options.rate)
+    else:
+        pack(options.out, options.models)
+
+
+if __name__ == "__main__":
+    main()
