@@ -36,7 +36,8 @@ async def _changes(request: Request, project_id: str, batch: int | None) -> Asyn
     seen = await run_in_threadpool(events.last_seq, engine)
     silent = 0
     yield "retry: 2000\n\n"
-    while not await request.is_disconnected():
+    stopping = request.app.state.stopping
+    while not stopping.is_set() and not await request.is_disconnected():
         news = await run_in_threadpool(events.read, engine, seen, project_id)
         seen = news[-1]["seq"] if news else seen
         silent = 0 if news else silent + 1
