@@ -166,7 +166,7 @@ def _head(temp: Path) -> Any:
         include_dashboard=False,
         include_log_monitor=False,
         no_monitor=True,
-        temp_dir=str(temp),
+        temp_dir=str(temp / "r"),  # Ray opens its own folder to everyone; the one around it stays ours
     )
     return Node(params, head=True, shutdown_at_exit=True, spawn_reaper=True)
 

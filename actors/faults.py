@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
 
@@ -30,6 +32,7 @@ CAUSE_OF: dict[str, Cause] = {
 }
 MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "running low on memory")
 LONGEST_DETAIL = 500
+EXIT = re.compile(r"Worker exit detail: ([^.]+)")
 
 
 def fault_of(error: BaseException, gang: str | None = None, otherwise: Cause = Cause.RENDER_ERROR) -> Fault:
@@ -62,4 +65,6 @@ def _cause(error: BaseException) -> Cause | None:
 
 def _words(error: BaseException) -> str:
     text = " ".join(str(error).split())
+    if found := EXIT.search(text):  # all that matters of Ray's page on an actor's death
+        text = found.group(1)
     return f"{type(error).__name__}: {text}"[:LONGEST_DETAIL]

@@ -50,7 +50,12 @@ class Gang:
         waiting, told, end = list(calls), False, time.monotonic() + order.limit_s + GRACE_S
         while waiting:
             done, waiting = ray.wait(waiting, timeout=POLL_S)
-            ray.get(done)
+            try:
+                ray.get(done)
+            except ray.exceptions.RayActorError as error:
+                if time.monotonic() < end - GRACE_S:
+                    raise
+                raise Fault(Cause.GANG_HUNG, f"ended after {order.limit_s:.0f} s in one call", gang=self.id) from error
             if waiting and not told and cancelled():
                 told = True
                 for rank in self.ranks:

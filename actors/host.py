@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors import cluster, faults
@@ -18,25 +18,28 @@ log = logging.getLogger("farm.gate")
 METHODS = ("judge_prompts", "judge_frames")
 CALL_S = 120.0
 LOAD_S = 600.0
-GRACE_S = 10.0
 
 
 class Host:
-    """Makes the object and calls the methods it was told to allow."""
+    """Makes the object when it is first needed, and calls the methods it was told to allow."""
 
     def __init__(self, dotted: str, args: tuple[str, ...], methods: tuple[str, ...], call_s: float) -> None:
-        self.methods, self.call_s = methods, call_s
-        with watchdog(LOAD_S):
-            self.inner = factory(dotted)(*args)
+        self.dotted, self.args, self.methods, self.call_s = dotted, args, methods, call_s
+        self.inner: Any = None
 
     def call(self, method: str, args: tuple[Any, ...]) -> Any:
         if method not in self.methods:
             raise PermissionError(f"{method!r} may not be called")
+        if self.inner is None:
+            self.inner = self._limited(LOAD_S, Cause.GATE_DOWN, lambda: factory(self.dotted)(*self.args))
+        return self._limited(self.call_s, Cause.GATE_ERROR, lambda: getattr(self.inner, method)(*args))
+
+    def _limited(self, limit_s: float, otherwise: Cause, work: Callable[[], Any]) -> Any:
         try:
-            with watchdog(self.call_s):
-                return getattr(self.inner, method)(*args)
+            with watchdog(limit_s):
+                return work()
         except Exception as error:
-            raise faults.fault_of(error, otherwise=Cause.GATE_ERROR) from None  # the cause may not pickle
+            raise faults.fault_of(error, otherwise=otherwise) from None  # the cause may not pickle
 
 
 class RemoteGate:

@@ -1,0 +1,100 @@
+"""What the tests put into ranks and hosts instead of a model and a gate. A prompt says how it behaves."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.rank import Shard
+from farm.errors import Fault
+from farm.job import Cause
+from farm.ports import Frame, ModelCard, Outcome, Stage, Verdict
+
+
+class NotFinite(ArithmeticError):
+    pass
+
+
+class Cancelled(Exception):
+    pass
+
+
+class Flat:
+    """Draws one colour a seed, and what the prompt tells it."""
+
+    def render(self, jobs: Sequence[Any], *, cancelled: Callable[[], bool] | None = None) -> list[NDArray[np.uint8]]:
+        for job in jobs:
+            self.obey(job.prompt, cancelled or (lambda: False))
+        return [picture(job) for job in jobs]
+
+    def obey(self, prompt: str, cancelled: Callable[[], bool]) -> None:
+        if prompt == "die":
+            os._exit(1)
+        elif prompt == "hang":
+            time.sleep(600)
+        elif prompt == "nan":
+            raise NotFinite("the latent has NaN values")
+        elif prompt == "odd":
+            raise ValueError("an odd request")
+        elif prompt == "memory":
+            raise MemoryError("no more of it")
+        elif prompt == "slow":
+            for _ in range(600):
+                time.sleep(0.05)
+                if cancelled():
+                    raise Cancelled("after a step")
+
+
+def picture(job: Any) -> NDArray[np.uint8]:
+    flat = np.full((job.height, job.width, 3), job.seed % 256, np.uint8)
+    if job.reference is not None:
+        flat[:, :, 1] = np.asarray(job.reference)[0, 0, 1]
+    return flat
+
+
+def load_flat(card: ModelCard, folder: Path | None, device: str) -> Shard:
+    importlib.import_module("actors.flux.render")  # as a real one does: what follows is not slowed by it
+    if card.name == "missing":
+        raise Fault(Cause.WEIGHTS_MISSING, f"{card.name} has no files in {folder}")
+    if card.name == "broken":
+        raise RuntimeError("these weights do not load")
+    return Shard(Flat(), "f" * 64)
+
+
+class Judge:
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def judge_prompts(self, prompts: Sequence[str]) -> list[Verdict | Fault]:
+        return [self.judge(prompt) for prompt in prompts]
+
+    def judge_frames(self, frames: Sequence[Frame], stage: Stage) -> list[Verdict | Fault]:
+        return [Verdict(stage, frame.sha256, Outcome.REVIEW, "policy", "encoder") for frame in frames[:1]]
+
+    def judge(self, prompt: str) -> Verdict | Fault:
+        if prompt == "die":
+            os._exit(1)
+        if prompt == "hang":
+            time.sleep(600)
+        if prompt == "odd":
+            raise ValueError("an odd prompt")
+        if prompt == "fault":
+            return Fault(Cause.GATE_ERROR, "no verdict for this one")
+        outcome = Outcome.BLOCK if self.word in prompt else Outcome.ALLOW
+        return Verdict(Stage.PROMPT, str(os.getpid()), outcome, "policy", "")
+
+    def forbidden(self) -> str:
+        return "this was not to be called"
+
+
+def load_judge(word: str) -> Judge:
+    if word == "broken":
+        raise RuntimeError("this policy does not load")
+    return Judge(word)

@@ -1,0 +1,135 @@
+"""Our own head: loopback alone, token on, gone when killed, joined again when it is back."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from actors import cluster
+from actors.pool import Pool
+from farm.config import Settings
+from farm.errors import BadInput, Conflict, Fault
+from farm.job import Cause
+from farm.ports import Rendered
+from tests.actors.conftest import CARDS, head, joined, request_of, session_folder
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
+LONGEST_SOCKET = 107
+STRANGER = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("joined", ray.cluster_resources())
+"""
+
+
+def processes(settings: Settings) -> list[psutil.Process]:
+    """Every process of this home's Ray, told by its session folder."""
+    mark = str(session_folder(settings))
+    return [process for process in psutil.process_iter() if mark in " ".join(command(process))]
+
+
+def command(process: psutil.Process) -> list[str]:
+    try:
+        return [*process.cmdline(), *process.environ().values()]
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
+
+
+def test_every_port_is_on_loopback(settings: Settings) -> None:
+    seen = 0
+    for process in processes(settings):
+        for connection in process.net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                assert connection.laddr.ip in {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, process.cmdline()
+                seen += 1
+    assert seen >= 3
+
+
+def test_its_files_are_its_owner_s_and_its_sockets_fit(settings: Settings) -> None:
+    folder = settings.home / "ray"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for name in ("token", "address"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
+    assert stat.S_IMODE(session_folder(settings).stat().st_mode) == 0o700
+    sockets = list(session_folder(settings).glob("r/session_*/sockets/*"))
+    assert sockets
+    assert max(len(str(path)) for path in sockets) <= LONGEST_SOCKET
+
+
+def test_without_the_token_nobody_joins(settings: Settings) -> None:
+    address = cluster._literal((settings.home / "ray" / "address").read_text())
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    bare |= {"HOME": str(settings.home)}
+    wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
+    argv = ["timeout", "-k1", "40", sys.executable, "-c", STRANGER, address]
+    strangers = [
+        subprocess.Popen(argv, env=bare | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for more in ({}, wrong)
+    ]
+    for stranger in strangers:
+        said, complained = stranger.communicate(timeout=60)
+        assert stranger.returncode != 0
+        assert "joined" not in said
+        assert "oken" in complained
+
+
+def test_joining_twice_is_joining_once(settings: Settings) -> None:
+    assert cluster.connect(settings) == cluster.connect(settings)
+
+
+def test_a_second_head_in_one_home_is_refused(settings: Settings) -> None:
+    with pytest.raises(Conflict, match="locked"):
+        cluster.serve(settings)
+
+
+def test_no_ray_is_an_outage_that_says_what_to_do(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(Fault, match="farm up") as caught:
+        cluster._own_address(settings.model_copy(update={"home": tmp_path}))
+    assert caught.value.cause is Cause.RAY_GONE
+    with pytest.raises(Fault, match="does not answer") as caught:
+        cluster._dial("127.0.0.1:1")
+    assert caught.value.cause is Cause.RAY_GONE
+
+
+def test_the_client_protocol_is_not_ours(settings: Settings) -> None:
+    with pytest.raises(BadInput, match="Ray Client"):
+        cluster.connect(settings.model_copy(update={"ray_address": "ray://127.0.0.1:10001"}))
+
+
+def test_a_lost_head_is_an_outage_and_the_next_one_is_joined(settings: Settings, tmp_path: Path) -> None:
+    """The last test of this file: it leaves the session's own head, and comes back to it."""
+    own = settings.model_copy(update={"home": tmp_path})
+    process = head(own)
+    again: subprocess.Popen[bytes] | None = None
+    try:
+        joined(own)
+        pool = Pool(own, CARDS, shard="tests.actors.fakes:load_flat")
+        (first,) = pool.render([request_of("a")], lambda: False)
+        assert isinstance(first, Rendered)
+        family = [child for child in psutil.Process(process.pid).children() if child.is_running()]
+        assert len(family) >= 2
+        process.kill()
+        process.wait()
+        with pytest.raises(Fault) as caught:
+            pool.render([request_of("a")], lambda: False)
+        assert caught.value.cause is Cause.RAY_GONE
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not alive
+        again = head(own)
+        joined(own)
+        (second,) = pool.render([request_of("a")], lambda: False)
+        assert isinstance(second, Rendered)
+        assert second.gang != first.gang
+    finally:
+        cluster.disconnect()
+        for each in (process, again):
+            if each is not None:
+                each.terminate()
+                each.wait(30)
+        joined(settings)

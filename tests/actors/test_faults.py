@@ -1,0 +1,64 @@
+"""Who pays, told from the exception alone."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from actors.faults import LONGEST_DETAIL, ends_gang, fault_of
+from actors.flux.headers import NotRendered, WeightsError
+from actors.flux.reference import BadReference
+from actors.flux.render import NotFinite
+from farm.errors import Fault
+from farm.job import CAUSES, Cause, Payer
+
+KNOWN = [
+    (NotFinite("latent", [0]), Cause.NOT_FINITE),
+    (torch.OutOfMemoryError("CUDA out of memory"), Cause.OUT_OF_MEMORY),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), Cause.OUT_OF_MEMORY),
+    (MemoryError(), Cause.OUT_OF_MEMORY),
+    (ray.exceptions.OutOfMemoryError("killed"), Cause.OUT_OF_MEMORY),
+    (WeightsError("a file is cut short"), Cause.WEIGHTS_MISSING),
+    (NotRendered(Path("a.safetensors"), "FLUX.9"), Cause.WEIGHTS_MISSING),
+    (BadReference("too thin"), Cause.BAD_INPUT),
+    (ray.exceptions.RayActorError(), Cause.GANG_DIED),
+    (ray.exceptions.ActorDiedError(), Cause.GANG_DIED),
+    (ray.exceptions.NodeDiedError("gone"), Cause.GANG_DIED),
+    (ray.exceptions.GetTimeoutError("late"), Cause.GANG_HUNG),
+    (ray.exceptions.RaySystemError("no head"), Cause.RAY_GONE),
+    (ConnectionRefusedError("no head"), Cause.RAY_GONE),
+    (ValueError("what nobody foresaw"), Cause.RENDER_ERROR),
+]
+
+
+@pytest.mark.parametrize(("error", "cause"), KNOWN, ids=[type(error).__name__ for error, _ in KNOWN])
+def test_every_known_exception_has_its_cause(error: Exception, cause: Cause) -> None:
+    fault = fault_of(error, "g1")
+    assert fault.cause is cause
+    assert fault.gang == "g1"
+    assert pickle.loads(pickle.dumps(fault)).cause is cause
+
+
+def test_what_an_actor_raised_is_found_inside_ray_s_wrapping() -> None:
+    inner = Fault(Cause.WEIGHTS_MISSING, "no files", gang="inner")
+    wrapped = ray.exceptions.RayTaskError("load", "traceback", inner)
+    assert (fault_of(wrapped, "outer").cause, fault_of(wrapped, "outer").gang) == (Cause.WEIGHTS_MISSING, "inner")
+    dual = ray.exceptions.RayTaskError("draw", "traceback", NotFinite("latent", [0])).as_instanceof_cause()
+    assert fault_of(dual).cause is Cause.NOT_FINITE
+
+
+def test_the_stranger_s_cause_is_the_caller_s_to_name() -> None:
+    assert fault_of(ValueError("x"), otherwise=Cause.GATE_DOWN).cause is Cause.GATE_DOWN
+
+
+def test_details_stay_short() -> None:
+    assert len(fault_of(ValueError("x" * 10_000)).detail) == LONGEST_DETAIL
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+def test_a_gang_ends_by_what_it_pays_for(cause: Cause) -> None:
+    assert ends_gang(Fault(cause, "")) == (CAUSES[cause] is Payer.GANG or cause is Cause.RAY_GONE)

@@ -1,0 +1,85 @@
+"""The gate in its own actor: it fails closed, and comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+import ray
+
+from actors.host import Host, RemoteGate
+from farm.config import Settings
+from farm.errors import Fault
+from farm.job import Cause
+from farm.ports import Frame, Outcome, Stage, Verdict
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
+JUDGE = "tests.actors.fakes:load_judge"
+
+
+@pytest.fixture
+def gate(settings: Settings) -> RemoteGate:
+    return RemoteGate(settings, JUDGE, ["gun"])
+
+
+def pid(gate: RemoteGate) -> int:
+    (verdict,) = gate.judge_prompts(["a cat"])
+    assert isinstance(verdict, Verdict)
+    return int(verdict.subject)
+
+
+def cause(ask: Callable[[], object]) -> Cause:
+    with pytest.raises(Fault) as caught:
+        ask()
+    return caught.value.cause
+
+
+def test_verdicts_and_faults_come_back_in_order(gate: RemoteGate) -> None:
+    allowed, fault, blocked = gate.judge_prompts(["a cat", "fault", "a gun"])
+    assert isinstance(allowed, Verdict)
+    assert isinstance(blocked, Verdict)
+    assert isinstance(fault, Fault)
+    assert (allowed.outcome, fault.cause, blocked.outcome) == (Outcome.ALLOW, Cause.GATE_ERROR, Outcome.BLOCK)
+    assert int(allowed.subject) != os.getpid()
+
+
+def test_killed_in_the_middle_it_is_down_and_then_works_again(gate: RemoteGate) -> None:
+    first = pid(gate)
+    assert cause(lambda: gate.judge_prompts(["die"])) is Cause.GATE_DOWN
+    second = pid(gate)
+    assert second != first
+    os.kill(second, signal.SIGKILL)
+    assert cause(lambda: gate.judge_prompts(["a cat"])) is Cause.GATE_DOWN
+    assert pid(gate) not in {first, second}
+
+
+def test_a_gate_that_hangs_is_down(settings: Settings) -> None:
+    gate = RemoteGate(settings, JUDGE, ["gun"], call_s=1.0)
+    assert cause(lambda: gate.judge_prompts(["hang"])) is Cause.GATE_DOWN
+    pid(gate)
+
+
+def test_what_it_raises_is_no_verdict_and_no_restart(gate: RemoteGate) -> None:
+    first = pid(gate)
+    assert cause(lambda: gate.judge_prompts(["odd"])) is Cause.GATE_ERROR
+    assert pid(gate) == first
+
+
+def test_too_few_answers_are_refused(gate: RemoteGate) -> None:
+    frames = [Frame(1, 1, bytes((shade, 0, 0))) for shade in (1, 2)]
+    assert cause(lambda: gate.judge_frames(frames, Stage.FRAME)) is Cause.GATE_ERROR
+
+
+def test_a_gate_that_does_not_load_is_down_with_its_reason(settings: Settings) -> None:
+    with pytest.raises(Fault, match="this policy does not load") as caught:
+        RemoteGate(settings, JUDGE, ["broken"]).judge_prompts(["a cat"])
+    assert caught.value.cause is Cause.GATE_DOWN
+
+
+def test_only_named_methods_are_called(settings: Settings, gate: RemoteGate) -> None:
+    pid(gate)
+    with pytest.raises(ray.exceptions.RayTaskError, match="may not be called"):
+        ray.get(gate.actor.call.remote("forbidden", ()))
+    assert Host(JUDGE, ("gun",), ("forbidden",), 5.0).call("forbidden", ()) == "this was not to be called"

@@ -1,0 +1,180 @@
+"""The pool on a real Ray: what is lost is rebuilt, nothing leaks, a second dispatcher finds the warm gang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import psutil
+import pytest
+import ray
+
+from actors import cluster, gang
+from actors.messages import GangState
+from actors.pool import Pool
+from farm.config import Settings
+from farm.errors import Fault
+from farm.job import Cause
+from farm.ports import Rendered, RenderRequest
+from tests.actors.conftest import CARDS, request_of
+
+# Ray warns, of itself, that it will one day stop hiding devices from actors that asked for none.
+pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
+FAKE = "tests.actors.fakes:load_flat"
+
+
+def never() -> bool:
+    return False
+
+
+def make(settings: Settings, limit: Callable[[Sequence[RenderRequest]], float] = lambda _: 60.0) -> Pool:
+    return Pool(settings, CARDS, shard=FAKE, limit=limit, room_s=3.0)
+
+
+@pytest.fixture
+def pool(settings: Settings) -> Iterator[Pool]:
+    pool = make(settings)
+    yield pool
+    for lane in pool.lanes.values():
+        pool._remove(lane)
+    until(lambda: not groups())
+
+
+def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def groups() -> list[str]:
+    table = ray.util.placement_group_table().values()
+    return [row["name"] for row in table if row["name"].startswith(gang.PREFIX) and row["state"] != "REMOVED"]
+
+
+def gang_of(pool: Pool, model: str = "flat") -> gang.Gang:
+    found = pool.lanes[model].gang
+    assert found is not None
+    return found
+
+
+def drawn(pool: Pool, model: str = "flat", seed: int = 5) -> str:
+    (answer,) = pool.render([request_of("a", seed, model)], never)
+    assert isinstance(answer, Rendered)
+    assert answer.frame.pixels == bytes((seed,)) * 32 * 16 * 3
+    return answer.gang
+
+
+def failed(pool: Pool, prompt: str, model: str = "flat", cancelled: Callable[[], bool] = never) -> Fault:
+    try:
+        (answer,) = pool.render([request_of(prompt, model=model)], cancelled)
+    except Fault as fault:
+        return fault
+    assert isinstance(answer, Fault)
+    return answer
+
+
+def test_a_warm_gang_draws_again_and_a_job_s_own_fault_leaves_it_standing(pool: Pool) -> None:
+    first = drawn(pool)
+    assert failed(pool, "odd").cause is Cause.RENDER_ERROR
+    assert drawn(pool, seed=6) == first
+    assert [(row.gang, row.state) for row in pool.status() if row.gang] == [(first, GangState.READY)]
+
+
+@pytest.mark.parametrize(("prompt", "cause"), [("die", Cause.GANG_DIED), ("nan", Cause.NOT_FINITE)])
+def test_a_lost_gang_is_rebuilt_under_another_name(pool: Pool, prompt: str, cause: Cause) -> None:
+    first = drawn(pool)
+    fault = failed(pool, prompt)
+    assert (fault.cause, fault.gang) == (cause, first)
+    until(lambda: not groups())
+    assert drawn(pool) != first
+    assert len(groups()) == 1
+
+
+def test_a_killed_rank_is_a_dead_gang(pool: Pool) -> None:
+    first = drawn(pool)
+    os.kill(gang_of(pool).hello().pid, signal.SIGKILL)
+    assert (fault := failed(pool, "a")).cause is Cause.GANG_DIED
+    assert fault.gang == first
+    assert drawn(pool) != first
+
+
+def test_a_hung_rank_ends_itself(settings: Settings) -> None:
+    pool = make(settings, limit=lambda _: 2.0)
+    drawn(pool)
+    rank = psutil.Process(gang_of(pool).hello().pid)
+    fault = failed(pool, "hang")
+    assert fault.cause is Cause.GANG_HUNG
+    until(lambda: not rank.is_running())
+    pool._remove(pool.lanes["flat"])
+
+
+def test_cancelling_reaches_a_running_group_and_one_that_waits(pool: Pool) -> None:
+    first = drawn(pool)
+    stop = threading.Event()
+    faults: list[Fault] = []
+    threads = [
+        threading.Thread(target=lambda: faults.append(failed(pool, "slow", cancelled=stop.is_set))) for _ in "ab"
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.0)
+    stop.set()
+    for thread in threads:
+        thread.join(15)
+    assert [fault.cause for fault in faults] == [Cause.LEASE_LOST] * 2
+    assert drawn(pool) == first
+
+
+def test_missing_weights_wait_for_the_operator_and_hold_no_room(pool: Pool) -> None:
+    fault = failed(pool, "a", model="missing")
+    assert fault.cause is Cause.WEIGHTS_MISSING
+    assert "has no files" in fault.detail
+    until(lambda: not groups())
+    assert any("has no files" in row.waits_for for row in pool.status() if row.model == "missing")
+
+
+def test_a_model_that_does_not_load_is_the_gang_s_fault(pool: Pool) -> None:
+    fault = failed(pool, "a", model="broken")
+    assert fault.cause is Cause.GANG_DIED
+    assert "do not load" in fault.detail
+    until(lambda: not groups())
+
+
+def test_an_unknown_model_is_no_crash(pool: Pool) -> None:
+    with pytest.raises(Fault, match="no model 'unheard'"):
+        pool.render([request_of("a", model="unheard")], never)
+
+
+def test_a_full_cluster_lets_the_idle_gang_go(pool: Pool) -> None:
+    room = int(ray.cluster_resources()["CPU"])
+    models = ["flat", "other", "third"]
+    if room >= len(models):
+        pytest.skip(f"{room} CPUs have room for every gang of this test")
+    for model in models:
+        drawn(pool, model)
+    assert pool.lanes["flat"].gang is None
+    assert len(groups()) == room
+    drawn(pool, "flat")
+
+
+def test_a_second_dispatcher_finds_the_warm_gang_and_sweeps_what_is_left(pool: Pool, settings: Settings) -> None:
+    first = drawn(pool)
+    left = f"{gang.PREFIX}flat.1000.abcdef"
+    ray.util.placement_group([{"CPU": 0.01}], name=left, lifetime="detached").wait(10)
+    cluster.disconnect()
+    again = make(settings)
+    assert drawn(again) == first
+    until(lambda: left not in groups())
+    assert groups() == [gang.PREFIX + first]
+
+
+def test_a_gang_built_from_other_files_is_not_taken_over(pool: Pool, settings: Settings) -> None:
+    first = drawn(pool)
+    other = Pool(settings.model_copy(update={"device": "cpu:0"}), CARDS, shard=FAKE, room_s=3.0)
+    assert drawn(other) != first
+    until(lambda: len(groups()) == 1)
+    other._remove(other.lanes["flat"])

@@ -1,0 +1,92 @@
+"""A rank without Ray: grouping, isolation, cancelling, and the watchdog."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from actors.messages import GangState, Order, Post
+from actors.rank import Rank
+from farm.errors import Fault
+from farm.job import Cause
+from farm.ports import Frame, Rendered, RenderRequest
+from tests.actors.conftest import CARDS, request_of
+
+GREEN = Frame(8, 8, bytes((0, 200, 0)) * 64)
+WIDE = Frame(16, 8, bytes((0, 90, 0)) * 128)
+
+
+def ready(model: str = "flat") -> Rank:
+    rank = Rank("g1", Post(CARDS[model], "tests.actors.fakes:load_flat", "", "cpu", 60.0))
+    assert rank.hello().state is GangState.STARTING
+    assert rank.load().state is GangState.READY
+    return rank
+
+
+def draw(rank: Rank, *requests: RenderRequest) -> list[Rendered | Fault]:
+    return rank.render(Order("c1", requests, 60.0))
+
+
+def causes(answers: list[Rendered | Fault]) -> list[Cause | None]:
+    return [answer.cause if isinstance(answer, Fault) else None for answer in answers]
+
+
+def test_answers_keep_their_order_and_carry_gang_and_weights() -> None:
+    answers = draw(ready(), *(request_of("a", seed) for seed in (9, 3, 7)))
+    assert [answer.frame.pixels[0] for answer in answers if isinstance(answer, Rendered)] == [9, 3, 7]
+    assert all(isinstance(answer, Rendered) and (answer.gang, answer.weights) == ("g1", "f" * 64) for answer in answers)
+    assert isinstance(answers[0], Rendered)
+    assert (answers[0].frame.width, answers[0].frame.height) == (32, 16)
+
+
+def test_references_reach_their_own_job_whatever_their_sizes() -> None:
+    requests = [request_of("a", seed, reference=frame) for seed, frame in ((1, GREEN), (2, WIDE), (3, GREEN))]
+    answers = draw(ready(), *requests)
+    assert [answer.frame.pixels[:2] for answer in answers if isinstance(answer, Rendered)] == [
+        bytes((1, 200)),
+        bytes((2, 90)),
+        bytes((3, 200)),
+    ]
+
+
+def test_a_bad_job_fails_alone() -> None:
+    answers = draw(ready(), request_of("a"), request_of("odd"), request_of("nan"), request_of("b"))
+    assert causes(answers) == [None, Cause.RENDER_ERROR, Cause.NOT_FINITE, None]
+
+
+def test_memory_that_suffices_for_one_draws_all_one_by_one() -> None:
+    assert causes(draw(ready(), request_of("a"), request_of("memory"))) == [None, Cause.OUT_OF_MEMORY]
+
+
+def test_cancelling_reaches_the_running_call_and_no_other() -> None:
+    rank = ready()
+    rank.cancel("c1")  # nothing runs yet
+    began = time.monotonic()
+    timer = threading.Timer(0.3, rank.cancel, ["c1"])
+    timer.start()
+    assert causes(draw(rank, request_of("slow"), request_of("slow"))) == [Cause.LEASE_LOST] * 2
+    assert time.monotonic() - began < 10
+    timer.join()
+    assert causes(draw(rank, request_of("a"))) == [None]
+
+
+@pytest.mark.parametrize(("model", "cause"), [("missing", Cause.WEIGHTS_MISSING), ("broken", Cause.GANG_DIED)])
+def test_what_does_not_load_says_whose_fault_it_is(model: str, cause: Cause) -> None:
+    rank = Rank("g1", Post(CARDS[model], "tests.actors.fakes:load_flat", "", "cpu", 60.0))
+    with pytest.raises(Fault) as caught:
+        rank.load()
+    assert (caught.value.cause, caught.value.gang) == (cause, "g1")
+
+
+def test_the_watchdog_ends_a_process_that_holds_the_interpreter() -> None:
+    hangs = "import re\nfrom actors.rank import watchdog\nwith watchdog(1.0):\n    re.match('(a*)*$', 'a' * 60 + 'b')\n"
+    began = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", hangs], check=False, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "Timeout" in ended.stderr
+    assert "re/__init__.py" in ended.stderr
+    assert time.monotonic() - began < 30
