@@ -74,7 +74,7 @@ def site(world: World) -> Iterator[Site]:
 def fill(world: World) -> tuple[int, int]:
     prompts = ["a red circle on a blue background", "a green star", "a yellow ring on a purple background"]
     prompts += [
-        "a very long sentence about a small orange square in the top left corner, and none besides",
+        "a very long sentence about a small orange square in the top left corner, and no other",
         "a white cross",
     ]
     lines = [{"prompt": prompt, "width": 128, "height": 96 + 32 * (n % 2)} for n, prompt in enumerate(prompts * 6)]
