@@ -49,7 +49,7 @@ def server(*, fsync: bool = True) -> Iterator[str]:
             _wait(process, home, port)
             yield f"postgresql+psycopg://farm@127.0.0.1:{port}/postgres"
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
             process.wait()
     finally:
         shutil.rmtree(home, ignore_errors=True)

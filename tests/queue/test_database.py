@@ -1,0 +1,159 @@
+"""The database itself: migrations, many processes, outages, and the plans of the hot queries."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from farm import db
+from farm.errors import Fault
+from farm.job import Cause
+from farm.job_queue import JobQueue
+from farm.leasing import CLAIM
+from farm.migrations.triggers import ARTIFACT_FACTS, AUDIT_FACTS
+from farm.tables import ARTIFACT, AUDIT, METADATA
+from tests.conftest import fresh_postgres
+from tests.queue.conftest import Desk
+
+START = (
+    "import sys; from farm.db import connect, migrate; engine = connect(sys.argv[1]); migrate(engine); engine.dispose()"
+)
+
+
+def test_the_tables_and_the_migrated_schema_agree(desk: Desk) -> None:
+    with db.reading(desk.engine) as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+
+
+def test_the_triggers_know_every_column() -> None:
+    assert set(ARTIFACT_FACTS) | {"verified_at"} == set(ARTIFACT.c.keys())
+    assert set(AUDIT_FACTS) | {"seq", "previous", "sha256"} == set(AUDIT.c.keys())
+
+
+def test_a_missing_trigger_is_put_back_on_the_next_start(desk: Desk) -> None:
+    on = "" if desk.engine.dialect.name == "sqlite" else " ON job"
+    desk.sql(f"DROP TRIGGER law1_published_update{on}")
+    assert db.triggers(desk.engine) != db.required_triggers(desk.engine)
+    db.migrate(desk.engine)
+    assert db.triggers(desk.engine) == db.required_triggers(desk.engine)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def test_processes_that_start_at_once_migrate_once(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if kind == "sqlite":
+        url = f"sqlite:///{tmp_path / 'new' / 'farm.db'}"
+    else:
+        url = fresh_postgres(request.getfixturevalue("postgres_server"))
+    starts = [subprocess.Popen([sys.executable, "-c", START, url], stderr=subprocess.PIPE) for _ in range(4)]
+    said = [process.communicate()[1] for process in starts]
+    assert [process.returncode for process in starts] == [0] * 4, said
+    engine = db.connect(url)
+    assert db.triggers(engine) == db.required_triggers(engine)
+    engine.dispose()
+
+
+def test_a_read_only_connection_cannot_write(desk: Desk, database_url: str) -> None:
+    desk.submit(count=1)
+    engine = db.connect(database_url, read_only=True)
+    with db.reading(engine) as connection:
+        assert connection.execute(text("SELECT count(*) FROM job")).scalar() == 1
+    with pytest.raises(Exception, match=r"read-?only"):
+        db.transact(engine, lambda connection: connection.execute(text("DELETE FROM job")))
+    engine.dispose()
+
+
+def test_sqlite_commits_are_durable(tmp_path: Path) -> None:
+    engine = db.connect(f"sqlite:///{tmp_path / 'farm.db'}")
+    with db.reading(engine) as connection:
+        settings = [
+            connection.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    assert settings == ["wal", 2, 1]
+    engine.dispose()
+
+
+def test_a_locked_database_is_an_outage_and_work_goes_on_when_it_clears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "BUSY_S", 0.1)
+    engine = db.connect(f"sqlite:///{tmp_path / 'farm.db'}")
+    db.migrate(engine)
+    desk = Desk(engine)
+    desk.submit(count=1)
+    other = sqlite3.connect(tmp_path / "farm.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Fault, match="locked") as caught:
+        desk.claim()
+    assert (caught.value.cause, caught.value.status) == (Cause.DATABASE_DOWN, 503)
+    other.execute("ROLLBACK")
+    other.close()
+    assert len(desk.claim()) == 1
+    engine.dispose()
+
+
+def test_a_server_that_is_gone_is_an_outage() -> None:
+    queue = JobQueue(db.connect("postgresql://farm@127.0.0.1:1/farm"))
+    with pytest.raises(Fault) as caught:
+        queue.lanes()
+    assert caught.value.cause is Cause.DATABASE_DOWN
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.cause, again.detail) == (Cause.DATABASE_DOWN, caught.value.detail)
+    queue.engine.dispose()
+
+
+@pytest.mark.postgres
+def test_a_connection_that_was_cut_is_replaced(postgres_server: str) -> None:
+    url = fresh_postgres(postgres_server, "TEMPLATE template")
+    engine = db.connect(url)
+    desk = Desk(engine)
+    admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        cut = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name")
+        connection.execute(cut, {"name": make_url(url).database})
+    assert desk.queue.lanes() == []
+    admin.dispose()
+    engine.dispose()
+
+
+def test_a_wrong_statement_is_not_an_outage(desk: Desk) -> None:
+    desk.submit(count=1)
+    for statement, error in (("UPDATE job SET state = 'x'", IntegrityError), ("UPDATE job SET sate = 'x'", DBAPIError)):
+        with pytest.raises(error):
+            db.transact(desk.engine, functools.partial(Connection.execute, statement=text(statement)))
+    assert desk.states(1) == {"queued": 1}
+
+
+def plan(desk: Desk) -> str:
+    values = {"lane": 1, "now": 1.0, "at_most": 4}
+    with db.reading(desk.engine) as connection:
+        sql = str(CLAIM.compile(desk.engine, compile_kwargs={"render_postcompile": True}))
+        if desk.engine.dialect.name == "sqlite":
+            order = CLAIM.compile(desk.engine).positiontup or []
+            rows = connection.exec_driver_sql(
+                f"EXPLAIN QUERY PLAN {sql}", tuple(values.get(name, 0) for name in order)
+            ).all()
+            return "; ".join(row[-1] for row in rows)
+        rows = connection.exec_driver_sql(f"EXPLAIN {sql}", values).all()
+        return "; ".join(row[0] for row in rows)
+
+
+def test_a_claim_goes_straight_to_its_index_and_sorts_nothing(desk: Desk) -> None:
+    desk.submit(count=3000)
+    if desk.engine.dialect.name == "postgresql":
+        assert "job_claim" in plan(desk), "with no statistics yet"
+        desk.sql("ANALYZE job")
+    assert "job_claim" in plan(desk)
+    assert "Sort" not in plan(desk)
+    assert "TEMP B-TREE" not in plan(desk)
+    assert "SCAN job" not in plan(desk)

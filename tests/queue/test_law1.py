@@ -1,0 +1,263 @@
+"""Law 1, tried with direct SQL on both databases: nothing unjudged or unsigned is ever published or held."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from farm import audit
+from farm.access import Access
+from farm.db import required_triggers, triggers
+from farm.job import State
+from farm.job_queue import NewJob
+from farm.ports import Lease, Outcome, Stage
+from tests.queue.conftest import SPEC, START, Desk, finished, frame_of, stored, verdict
+
+ARTIFACT = """INSERT INTO artifact (project_id, job_id, verdict_id, decision_id, frame_sha256, manifest_sha256,
+    verified_at, key, label, mime, width, height, bytes, created_at)
+    VALUES (:project_id, :job_id, :verdict_id, :decision_id, :frame, :manifest, :verified, 'k', 'l', 'm', 1, 1, 1, 0)"""
+PUBLISH = "UPDATE job SET state = :state, artifact_id = (SELECT max(id) FROM artifact) WHERE id = :id"
+
+
+def forge(desk: Desk, lease: Lease, state: str = "published", **lies: object) -> None:
+    """Publish by hand, with the right facts except for the lies."""
+    facts: dict[str, object] = {"project_id": "ours", "job_id": lease.job_id, "decision_id": None, "manifest": "m"}
+    facts |= {"frame": frame_of(lease), "verified": START, "verdict_id": None}
+    facts |= lies
+    desk.sql(ARTIFACT, **facts)
+    desk.sql(PUBLISH, state=state, id=lease.job_id)
+
+
+@pytest.fixture
+def lease(desk: Desk) -> Lease:
+    desk.submit(count=2)
+    return desk.claim()[0]
+
+
+def test_the_triggers_stand_after_migration(desk: Desk) -> None:
+    assert triggers(desk.engine) == required_triggers(desk.engine)
+    assert {"law1_published_insert", "law1_published_update", "law1_held_insert", "law1_held_update"} <= triggers(
+        desk.engine
+    )
+
+
+def test_the_forger_publishes_when_nothing_is_a_lie(desk: Desk, lease: Lease) -> None:
+    """Without this, the refusals below would prove nothing."""
+    forge(desk, lease, verdict_id=desk.judge(lease))
+    assert desk.state(lease.job_id) == "published"
+
+
+@pytest.mark.parametrize("state", ["published", "held"])
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {"verified": None},
+        {"manifest": ""},
+        {"frame": "0" * 64},
+        {"verdict_id": 999},
+        {"project_id": "theirs"},
+    ],
+)
+def test_an_artifact_with_one_lie_is_refused(desk: Desk, lease: Lease, state: str, lies: dict[str, object]) -> None:
+    with pytest.raises(IntegrityError, match="law 1"):
+        forge(desk, lease, state, **({"verdict_id": desk.judge(lease)} | lies))
+    assert desk.state(lease.job_id) == "leased"
+
+
+@pytest.mark.parametrize("state", ["published", "held"])
+def test_no_artifact_at_all_is_refused(desk: Desk, lease: Lease, state: str) -> None:
+    desk.judge(lease)
+    with pytest.raises(IntegrityError, match="law 1"):
+        desk.sql("UPDATE job SET state = :state WHERE id = :id", state=state, id=lease.job_id)
+
+
+def test_a_job_cannot_be_born_published(desk: Desk, lease: Lease) -> None:
+    columns = "project_id, batch_id, lane_id, line, state, model, prompt, seed, width, height, steps, guidance, format"
+    columns += ', edit, priority, attempt, forgiven, not_before, reason, created_at, updated_at, "index"'
+    for state in ("published", "held"):
+        with pytest.raises(IntegrityError, match="law 1"):
+            desk.sql(
+                f"INSERT INTO job ({columns}) SELECT {columns.replace('state', ':state')} FROM job LIMIT 1", state=state
+            )
+
+
+def test_another_jobs_verdict_and_artifact_do_not_serve(desk: Desk, lease: Lease) -> None:
+    desk.queue.expire()
+    other = desk.submit(count=1)
+    (theirs,) = [one for one in desk.claim() if one.batch_id == other]
+    assert desk.publish(theirs)
+    with pytest.raises(IntegrityError, match="law 1"):
+        forge(desk, lease, verdict_id=desk.job(theirs.job_id)["verdict_id"], frame=frame_of(theirs))
+    with pytest.raises(IntegrityError, match="law 1"):
+        desk.sql(
+            "UPDATE job SET state = 'published', artifact_id = :artifact WHERE id = :id",
+            artifact=desk.job(theirs.job_id)["artifact_id"],
+            id=lease.job_id,
+        )
+
+
+@pytest.mark.parametrize("outcome", [Outcome.REVIEW, Outcome.BLOCK])
+def test_a_verdict_that_does_not_allow_does_not_publish(desk: Desk, lease: Lease, outcome: Outcome) -> None:
+    with pytest.raises(IntegrityError, match="law 1"):
+        forge(desk, lease, verdict_id=desk.judge(lease, outcome))
+
+
+def test_an_allowing_verdict_on_the_prompt_is_not_one_on_the_frame(desk: Desk, lease: Lease) -> None:
+    (said,) = desk.queue.record([(lease, verdict(frame_of(lease), stage=Stage.PROMPT))])
+    with pytest.raises(IntegrityError, match="law 1"):
+        forge(desk, lease, verdict_id=said)
+
+
+def test_an_allowed_frame_of_a_doubted_prompt_is_not_published(desk: Desk, lease: Lease) -> None:
+    desk.queue.record([(lease, verdict("d" * 64, Outcome.REVIEW, Stage.PROMPT))])
+    with pytest.raises(IntegrityError, match="law 1"):
+        forge(desk, lease, verdict_id=desk.judge(lease))
+
+
+def test_a_published_job_cannot_be_turned_to_another_artifact(desk: Desk, lease: Lease) -> None:
+    assert desk.publish(lease)
+    with pytest.raises(IntegrityError, match="law 1"):
+        forge(desk, lease, verdict_id=desk.job(lease.job_id)["verdict_id"], frame="1" * 64)
+    with pytest.raises(IntegrityError, match="law 1"):
+        desk.sql("UPDATE job SET artifact_id = NULL WHERE id = :id", id=lease.job_id)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "key = 'other'",
+        "frame_sha256 = 'x'",
+        "manifest_sha256 = 'x'",
+        "verified_at = NULL",
+        "verdict_id = 7",
+        "bytes = 1",
+    ],
+)
+@pytest.mark.parametrize("state", [State.PUBLISHED, State.HELD])
+def test_the_artifact_of_a_published_or_held_job_is_kept_as_it_is(
+    desk: Desk, lease: Lease, change: str, state: State
+) -> None:
+    desk.end(lease, state)
+    with pytest.raises(IntegrityError, match="artifact"):
+        desk.sql(f"UPDATE artifact SET {change}")
+    with pytest.raises(IntegrityError, match="artifact"):
+        desk.sql("DELETE FROM artifact")
+
+
+def test_an_artifact_nobody_refers_to_may_go(desk: Desk, lease: Lease) -> None:
+    desk.sql(
+        ARTIFACT,
+        project_id="ours",
+        job_id=lease.job_id,
+        verdict_id=1,
+        decision_id=None,
+        frame="f",
+        manifest="m",
+        verified=None,
+    )
+    assert desk.sql("UPDATE artifact SET verified_at = 5") == 1
+    assert desk.sql("DELETE FROM artifact") == 1
+
+
+def held(desk: Desk, lease: Lease) -> int:
+    desk.end(lease, State.HELD)
+    return int(desk.job(lease.job_id)["artifact_id"])
+
+
+def test_an_approval_publishes_what_a_person_saw(desk: Desk, lease: Lease) -> None:
+    decision = desk.queue.decide(lease.job_id, held(desk, lease), "approve", "ann", "harmless")
+    assert desk.queue.publish_approved(lease.job_id, decision, stored(frame_of(lease), key="signed again"))
+    assert desk.state(lease.job_id) == "published"
+    assert [one["key"] for one in desk.insights.gallery("ours")] == ["signed again"]
+
+
+@pytest.mark.parametrize("lie", ["other pixels", "no decision", "a rejection", "withdrawn", "another job's"])
+def test_an_approval_that_is_not_one_does_not_publish(desk: Desk, lease: Lease, lie: str) -> None:
+    artifact = held(desk, lease)
+    verdict_id = desk.job(lease.job_id)["verdict_id"]
+    outcome = "reject" if lie == "a rejection" else "approve"
+    decision: int | None = desk.queue.decide(lease.job_id, artifact, outcome, "ann", "")
+    frame = frame_of(lease)
+    if lie == "other pixels":
+        frame = "2" * 64
+        verdict_id += 1
+        columns = "project_id, job_id, attempt, outcome, policy, encoder, reason, gang, weights, created_at, stage"
+        desk.sql(f"INSERT INTO verdict ({columns}, subject) SELECT {columns}, :frame FROM verdict", frame=frame)
+    elif lie == "no decision":
+        decision = None
+    elif lie == "withdrawn":
+        desk.queue.decide(lease.job_id, artifact, "withdraw", "ann", "")
+    elif lie == "another job's":
+        desk.submit(NewJob(line=1, spec=SPEC))
+        (other,) = desk.claim()[-1:]
+        decision = desk.queue.decide(other.job_id, held(desk, other), "approve", "ann", "")
+    with pytest.raises(IntegrityError, match="law 1"):
+        forge(desk, lease, verdict_id=verdict_id, decision_id=decision, frame=frame)
+
+
+@pytest.mark.parametrize("table", ["verdict", "decision"])
+def test_verdicts_and_decisions_are_never_changed_or_deleted(desk: Desk, lease: Lease, table: str) -> None:
+    desk.queue.decide(lease.job_id, held(desk, lease), "approve", "ann", "")
+    for statement in (f"UPDATE {table} SET reason = 'other'", f"DELETE FROM {table}"):
+        with pytest.raises(IntegrityError, match="never changed or deleted"):
+            desk.sql(statement)
+    if desk.engine.dialect.name == "postgresql":
+        with pytest.raises(IntegrityError, match="never changed or deleted"):
+            desk.sql(f"TRUNCATE {table}")
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_audit_rows_are_sealed_once_and_never_changed(desk: Desk, lease: Lease, sealed: bool) -> None:
+    if sealed:
+        assert audit.seal(desk.engine) > 0
+    for statement in ("UPDATE audit SET actor = 'nobody'", "DELETE FROM audit"):
+        with pytest.raises(IntegrityError, match="audit"):
+            desk.sql(statement)
+    if sealed:
+        with pytest.raises(IntegrityError, match="audit"):
+            desk.sql("UPDATE audit SET seq = 99")
+    with pytest.raises(IntegrityError, match="sealed later"):
+        desk.sql(
+            "INSERT INTO audit (seq, project_id, actor, action, subject, data, created_at)"
+            " VALUES (77, 'ours', 'x', 'x', 'x', '{}', 0)"
+        )
+
+
+@pytest.mark.parametrize("table", ["verdict", "artifact", "decision", "audit"])
+def test_sqlite_cannot_replace_a_row_by_inserting_over_it(desk: Desk, lease: Lease, table: str) -> None:
+    if desk.engine.dialect.name != "sqlite":
+        pytest.skip("INSERT OR REPLACE is SQLite's own")
+    desk.queue.decide(lease.job_id, held(desk, lease), "approve", "ann", "")
+    before = desk.rows(f"SELECT * FROM {table} ORDER BY id")
+    with pytest.raises(IntegrityError):
+        desk.sql(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}")
+    if table == "verdict":
+        with pytest.raises(IntegrityError):
+            desk.sql(
+                "INSERT OR REPLACE INTO verdict SELECT 50, project_id, job_id, attempt, stage, subject, 'allow', policy,"
+                " encoder, concept, margin, probability, view, reason, embedding, gang, weights, 0 FROM verdict"
+            )
+    assert desk.rows(f"SELECT * FROM {table} ORDER BY id") == before
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE job SET state = 'done'",
+        "UPDATE batch SET state = 'done'",
+        "UPDATE api_key SET role = 'god'",
+    ],
+)
+def test_words_that_mean_nothing_are_refused(desk: Desk, lease: Lease, statement: str) -> None:
+    Access(desk.engine).create_key("ours", "laptop", "operator")
+    with pytest.raises(IntegrityError):
+        desk.sql(statement)
+
+
+def test_the_publisher_survives_its_own_triggers_in_a_group(desk: Desk) -> None:
+    batch = desk.submit(count=20)
+    leases = desk.claim(limit=20)
+    ids = desk.queue.record([(lease, verdict(frame_of(lease))) for lease in leases])
+    results = [finished(lease, id_ or 0) for lease, id_ in zip(leases, ids, strict=True)]
+    assert desk.queue.publish(results) == [True] * 20
+    assert desk.states(batch) == {"published": 20}

@@ -1,0 +1,287 @@
+"""Claim, heartbeat, verdict, publication, fault, expiry: on both databases alike."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import Engine
+
+from farm.errors import Conflict, Fault
+from farm.job import Cause, State
+from farm.job_queue import JobQueue, NewJob
+from farm.ports import Outcome, Stage
+from tests.queue.conftest import SPEC, START, Desk, finished, frame_of, verdict
+
+
+def test_a_job_goes_from_submission_to_publication(desk: Desk) -> None:
+    batch = desk.submit(count=1)
+    (lease,) = desk.claim()
+    assert (lease.spec, lease.project_id, lease.batch_id, lease.attempt) == (SPEC, "ours", batch, 1)
+    assert desk.publish(lease)
+    assert desk.states(batch) == {"published": 1}
+    assert desk.kinds(lease.job_id) == ["leased", "published"]
+    artifact = desk.insights.artifacts("ours")[0]
+    assert (artifact["job_id"], artifact["verified_at"]) == (lease.job_id, START)
+    kept = desk.rows("SELECT embedding, gang, outcome FROM verdict")[0]
+    assert (bytes(kept["embedding"]), kept["gang"], kept["outcome"]) == (b"\0\1\xff", "gang-1", "allow")
+
+
+def test_a_batch_is_claimed_in_order_and_in_groups(desk: Desk) -> None:
+    desk.submit(count=7)
+    first, second = desk.claim(limit=5), desk.claim(limit=5)
+    assert [lease.job_id for lease in first + second] == sorted(lease.job_id for lease in first + second)
+    assert (len(first), len(second), desk.claim()) == (5, 2, [])
+
+
+def test_jobs_of_two_shapes_or_priorities_lie_in_lanes_of_their_own(desk: Desk) -> None:
+    wide = replace(SPEC, width=128)
+    desk.submit(
+        NewJob(line=1, spec=SPEC),
+        NewJob(line=2, spec=wide),
+        NewJob(line=3, spec=SPEC, priority=5),
+        NewJob(line=4, spec=SPEC),
+    )
+    lanes = desk.queue.lanes()
+    assert Counter((lane.shape_key, lane.priority) for lane in lanes) == {
+        (SPEC.shape_key, 0): 1,
+        (wide.shape_key, 0): 1,
+        (SPEC.shape_key, 5): 1,
+    }
+    assert {len(desk.queue.claim(lane.id, "worker", 10, 30.0)) for lane in lanes} == {1, 2}
+
+
+def test_an_empty_lane_closes_and_a_job_put_back_opens_it(desk: Desk) -> None:
+    desk.submit(count=1)
+    (lease,) = desk.claim()
+    assert len(desk.queue.lanes()) == 1
+    assert desk.claim() == []
+    assert desk.queue.lanes() == []
+    desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, "no"))
+    assert len(desk.queue.lanes()) == 1
+    assert desk.claim()[0].attempt == 2
+
+
+def test_a_lane_whose_jobs_wait_for_later_stays_open(desk: Desk) -> None:
+    desk.submit(count=1)
+    desk.queue.fault(desk.claim()[0], Fault(Cause.SIGNER_DOWN, "gone"), retry_s=60.0)
+    assert desk.claim() == []
+    assert len(desk.queue.lanes()) == 1
+    desk.clock.now += 61
+    assert len(desk.claim()) == 1
+
+
+def test_many_claimers_share_a_batch_and_no_job_is_leased_twice(desk: Desk, another: Callable[[], Engine]) -> None:
+    batch = desk.submit(count=120)
+    queues = [JobQueue(another(), desk.clock) for _ in range(4)]
+    start = threading.Barrier(len(queues))
+
+    def work(number: int) -> list[int]:
+        start.wait()
+        taken: list[int] = []
+        while lanes := queues[number].lanes():
+            for lane in lanes:
+                leases = queues[number].claim(lane.id, f"worker-{number}", 7, 30.0)
+                for lease in leases:
+                    ids = queues[number].record([(lease, verdict(frame_of(lease)))])
+                    assert queues[number].publish([finished(lease, ids[0] or 0)]) == [True]
+                taken += [lease.job_id for lease in leases]
+        return taken
+
+    with ThreadPoolExecutor(len(queues)) as pool:
+        taken = [job for jobs in pool.map(work, range(len(queues))) for job in jobs]
+    assert sorted(taken) == sorted(set(taken))
+    assert desk.states(batch) == {"published": 120}
+
+
+def test_closing_a_lane_never_hides_a_job_that_is_put_back_meanwhile(desk: Desk, another: Callable[[], Engine]) -> None:
+    desk.submit(count=4)
+    queues = [JobQueue(another(), desk.clock) for _ in range(3)]
+    lane = desk.queue.lanes()[0].id
+
+    def churn(number: int) -> None:
+        for _ in range(25):
+            for lease in queues[number].claim(lane, f"worker-{number}", 1, 30.0):
+                queues[number].fault(lease, Fault(Cause.RAY_GONE, "gone"), retry_s=0.0)
+
+    with ThreadPoolExecutor(len(queues)) as pool:
+        list(pool.map(churn, range(len(queues))))
+    assert len(desk.queue.lanes()) == 1
+    assert len(desk.claim()) == 4
+
+
+def test_a_heartbeat_keeps_a_lease_and_names_the_lost(desk: Desk) -> None:
+    desk.submit(count=2)
+    kept, lost = desk.claim(lease_s=10.0)
+    desk.queue.cancel_job(lost.job_id, "ann")
+    desk.clock.now += 8
+    pairs = [(kept.job_id, kept.attempt), (lost.job_id, lost.attempt)]
+    assert desk.queue.heartbeat("worker-1", pairs, 10.0) == {kept.job_id}
+    assert desk.queue.heartbeat("worker-2", pairs, 10.0) == set()
+    assert desk.queue.heartbeat("worker-1", [(kept.job_id, kept.attempt + 1)], 10.0) == set()
+    desk.clock.now += 8
+    assert desk.queue.expire() == 0
+
+
+def test_an_expired_lease_goes_back_and_nobody_pays(desk: Desk) -> None:
+    batch = desk.submit(count=1)
+    for attempt in range(1, 6):
+        (lease,) = desk.claim(lease_s=10.0)
+        assert lease.attempt == attempt
+        desk.clock.now += 11
+        assert desk.queue.expire() == 1
+    assert desk.states(batch) == {"queued": 1}
+    assert "worker-1" in desk.job(lease.job_id)["reason"]
+    assert desk.rows("SELECT * FROM job_fault") == []
+
+
+@pytest.mark.parametrize("what", ["verdict", "publication", "fault"])
+def test_what_comes_after_the_lease_was_lost_is_dropped_and_counted(desk: Desk, what: str) -> None:
+    desk.submit(count=1)
+    (old,) = desk.claim(lease_s=10.0)
+    verdict_id = desk.judge(old)
+    desk.clock.now += 11
+    desk.queue.expire()
+    (new,) = desk.claim(owner="worker-2")
+    before = desk.job(old.job_id)
+    if what == "verdict":
+        assert desk.queue.record([(old, verdict("f" * 64, Outcome.BLOCK))]) == [None]
+    elif what == "publication":
+        assert desk.queue.publish([finished(old, verdict_id or 0)]) == [False]
+    else:
+        assert desk.queue.fault(old, Fault(Cause.RENDER_ERROR, "late")) is None
+    assert desk.job(old.job_id) == before
+    assert desk.insights.superseded() == 1
+    assert desk.publish(new)
+    assert len(desk.rows("SELECT * FROM artifact")) == 1
+
+
+def test_a_lease_of_another_owner_with_the_same_attempt_is_not_enough(desk: Desk) -> None:
+    desk.submit(count=1)
+    (lease,) = desk.claim()
+    thief = replace(lease, owner="somebody")
+    assert desk.judge(thief) is None
+    assert desk.queue.publish([finished(thief, desk.judge(lease) or 0)]) == [False]
+    assert desk.state(lease.job_id) == "leased"
+
+
+def test_one_lost_lease_does_not_stop_its_group(desk: Desk) -> None:
+    batch = desk.submit(count=3)
+    leases = desk.claim()
+    ids = [desk.judge(lease) or 0 for lease in leases]
+    desk.queue.cancel_job(leases[1].job_id, "ann")
+    results = [finished(lease, id_) for lease, id_ in zip(leases, ids, strict=True)]
+    assert desk.queue.publish(results) == [True, False, True]
+    assert desk.states(batch) == {"published": 2, "cancelled": 1}
+
+
+def test_saying_it_twice_is_saying_it_once(desk: Desk) -> None:
+    """A connection that breaks after the commit makes a caller repeat itself."""
+    desk.submit(count=2)
+    lease, blocked = desk.claim()
+    assert desk.judge(lease) == desk.judge(lease)
+    assert desk.judge(blocked, Outcome.BLOCK) == desk.judge(blocked, Outcome.BLOCK)
+    result = finished(lease, desk.judge(lease) or 0)
+    assert desk.queue.publish([result]) == desk.queue.publish([result]) == [True]
+    assert len(desk.rows("SELECT * FROM verdict")) == 2
+    assert len(desk.rows("SELECT * FROM artifact")) == 1
+    assert desk.insights.superseded() == 0
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_blocking_verdict_of_any_stage_ends_the_job_with_its_reason(desk: Desk, stage: Stage) -> None:
+    batch = desk.submit(count=1)
+    (lease,) = desk.claim()
+    said = verdict("b" * 64, Outcome.BLOCK, stage, reason="shows violence")
+    assert desk.queue.record([(lease, said)]) != [None]
+    assert desk.states(batch) == {"blocked": 1}
+    job = desk.job(lease.job_id)
+    assert (job["reason"], job["owner"], job["verdict_id"] is not None) == ("shows violence", None, True)
+    assert desk.queue.publish([finished(lease, job["verdict_id"])]) == [False]
+
+
+def test_a_doubt_about_the_prompt_holds_a_frame_that_was_allowed(desk: Desk) -> None:
+    desk.submit(count=1)
+    (lease,) = desk.claim()
+    desk.queue.record([(lease, verdict("c" * 64, Outcome.REVIEW, Stage.PROMPT))])
+    assert desk.publish(lease, Outcome.ALLOW)
+    assert desk.state(lease.job_id) == "held"
+
+
+def test_what_law_1_refuses_faults_alone_and_the_rest_of_the_group_is_published(desk: Desk) -> None:
+    desk.submit(count=3)
+    leases = desk.claim()
+    ids = [desk.judge(lease) or 0 for lease in leases]
+    results = [finished(lease, id_) for lease, id_ in zip(leases, ids, strict=True)]
+    results[1] = finished(leases[1], ids[0])  # another job's verdict
+    assert desk.queue.publish(results) == [True, False, True]
+    assert desk.state(leases[1].job_id) == "queued"
+    assert [row["cause"] for row in desk.rows("SELECT cause FROM job_fault")] == ["unverified"]
+
+
+@pytest.mark.parametrize("cause", [Cause.SIGNER_DOWN, Cause.STORE_FULL, Cause.RAY_GONE, Cause.DATABASE_DOWN])
+def test_an_outage_delays_and_never_burns_attempts(desk: Desk, cause: Cause) -> None:
+    desk.submit(count=1)
+    for _ in range(10):
+        (lease,) = desk.claim()
+        assert desk.queue.fault(lease, Fault(cause, "the disk is full"), retry_s=5.0) is State.QUEUED
+        assert desk.job(lease.job_id)["reason"] == f"{cause}: the disk is full"
+        assert desk.claim() == []
+        desk.clock.now += 6
+    assert desk.claim()[0].attempt == 11
+
+
+def test_three_faults_of_its_own_fail_a_job_and_all_are_kept(desk: Desk) -> None:
+    batch = desk.submit(count=1)
+    for number in range(3):
+        (lease,) = desk.claim()
+        state = desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, f"error {number}\0"))
+    assert state is State.FAILED
+    assert desk.states(batch) == {"failed": 1}
+    faults = desk.insights.job("ours", lease.job_id)
+    assert faults is not None
+    assert [fault["detail"] for fault in faults["faults"]] == ["error 0", "error 1", "error 2"]
+    assert "error 2" in faults["reason"]
+
+
+def test_three_gangs_fail_a_job_but_one_gang_failing_thrice_does_not(desk: Desk) -> None:
+    desk.submit(count=1)
+
+    def die(gang: str) -> State | None:
+        desk.clock.now += 60
+        return desk.queue.fault(desk.claim()[0], Fault(Cause.GANG_DIED, "dead"), gang=gang)
+
+    assert [die("a"), die("a"), die("a"), die("b")] == [State.QUEUED] * 4
+    assert die("c") is State.FAILED
+
+
+def test_a_clock_that_jumps_ahead_only_loses_leases(desk: Desk) -> None:
+    batch = desk.submit(count=3)
+    leases = desk.claim()
+    desk.clock.now += 1e6
+    assert desk.queue.expire() == 3
+    assert not desk.publish(leases[0])
+    desk.clock.now -= 2e6
+    assert desk.states(batch) == {"queued": 3}
+
+
+def test_a_component_says_how_it_is_and_the_last_word_stands(desk: Desk) -> None:
+    desk.queue.beat("dispatcher-1", "dispatcher", "ready")
+    desk.queue.beat("dispatcher-1", "dispatcher", "waiting", "for the signer")
+    desk.clock.now += 4
+    (said,) = desk.insights.components()
+    assert (said["state"], said["detail"], said["age_s"]) == ("waiting", "for the signer", 4.0)
+
+
+def test_a_move_that_is_not_legal_is_refused(desk: Desk) -> None:
+    desk.submit(count=1)
+    (lease,) = desk.claim()
+    desk.end(lease, State.PUBLISHED)
+    artifact = desk.job(lease.job_id)["artifact_id"]
+    with pytest.raises(Conflict, match="cannot become approved"):
+        desk.queue.decide(lease.job_id, artifact, "approve", "ann", "")
+    assert desk.rows("SELECT * FROM decision") == []

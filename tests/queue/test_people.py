@@ -1,0 +1,214 @@
+"""What people do: cancel, retry, pause, priority, decisions; and what becomes of the children of a chain of edits."""
+
+from __future__ import annotations
+
+import pytest
+
+from farm import audit
+from farm.db import reading
+from farm.errors import BadInput, Conflict, Fault, NotFound
+from farm.job import CANCELS_CHILD, Cause, State
+from farm.job_queue import NewJob
+from farm.ports import Lease
+from tests.queue.conftest import SPEC, Desk, finished
+
+
+def deeds(desk: Desk) -> list[tuple[str, str, str]]:
+    audit.seal(desk.engine)
+    with reading(desk.engine) as connection:
+        assert audit.verify_chain(connection) == []
+    return [(row["actor"], row["action"], row["subject"]) for row in audit.read(desk.engine)]
+
+
+def fail(desk: Desk, lease: Lease) -> None:
+    for _ in range(2):
+        desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, "no"))
+        (lease,) = [one for one in desk.claim() if one.job_id == lease.job_id]
+    assert desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, "no")) is State.FAILED
+
+
+def test_cancelling_a_batch_ends_what_has_not_ended(desk: Desk) -> None:
+    batch = desk.submit(count=1203)
+    first, second = desk.claim(limit=2)
+    assert desk.publish(first)
+    assert desk.queue.cancel_batch(batch, "ann", "wrong prompt") == 1202
+    assert desk.states(batch) == {"published": 1, "cancelled": 1202}
+    assert desk.job(second.job_id)["reason"] == "wrong prompt"
+    assert not desk.publish(second)
+    assert desk.queue.lanes() == []
+    assert desk.queue.cancel_batch(batch, "ann") == 0
+    assert [deed for deed in deeds(desk) if deed[1] == "cancel"] == [("ann", "cancel", f"batch {batch}")]
+
+
+def test_cancelling_goes_on_where_a_process_died(desk: Desk) -> None:
+    batch = desk.submit(NewJob(line=1, spec=SPEC, name="a"), NewJob(line=2, spec=SPEC, parent_name="a"), count=600)
+    desk.queue._stop_batch(batch, "ann", "enough")
+    assert desk.claim() == []
+    assert desk.queue.finish_cancelled() == 602
+    assert desk.queue.finish_cancelled() == 0
+    assert desk.states(batch) == {"cancelled": 602}
+
+
+def test_a_job_is_cancelled_once_and_only_before_it_ends(desk: Desk) -> None:
+    desk.submit(count=2)
+    one, two = desk.claim()
+    desk.end(one, State.PUBLISHED)
+    assert not desk.queue.cancel_job(one.job_id, "ann")
+    assert desk.queue.cancel_job(two.job_id, "ann")
+    assert not desk.queue.cancel_job(two.job_id, "ann")
+    with pytest.raises(NotFound):
+        desk.queue.cancel_job(999, "ann")
+
+
+def test_a_retry_forgives_old_faults_but_keeps_them(desk: Desk) -> None:
+    batch = desk.submit(count=1)
+    (lease,) = desk.claim()
+    fail(desk, lease)
+    assert desk.queue.retry(batch_id=batch, by="ann") == 1
+    (again,) = desk.claim()
+    assert again.attempt == 4
+    assert desk.queue.fault(again, Fault(Cause.RENDER_ERROR, "no")) is State.QUEUED
+    job = desk.insights.job("ours", lease.job_id)
+    assert job is not None
+    assert len(job["faults"]) == 4
+    assert ("ann", "retry", f"job {lease.job_id}") in deeds(desk)
+
+
+def test_a_retry_takes_only_what_failed(desk: Desk) -> None:
+    batch = desk.submit(count=3)
+    one, two, three = desk.claim()
+    desk.end(one, State.PUBLISHED)
+    desk.end(two, State.BLOCKED)
+    fail(desk, three)
+    assert desk.queue.retry(job_ids=[one.job_id, two.job_id, three.job_id], by="ann") == 1
+    assert desk.states(batch) == {"published": 1, "blocked": 1, "queued": 1}
+    with pytest.raises(BadInput, match="blocked"):
+        desk.queue.retry(batch_id=batch, states=["blocked"], by="ann")
+
+
+def test_a_job_of_a_cancelled_batch_is_not_tried_again(desk: Desk) -> None:
+    batch = desk.submit(count=1)
+    (lease,) = desk.claim()
+    fail(desk, lease)
+    desk.queue.cancel_batch(batch, "ann")
+    with pytest.raises(Conflict, match="cancelled"):
+        desk.queue.retry(batch_id=batch, by="ann")
+    assert desk.states(batch) == {"failed": 1}
+
+
+def test_a_paused_batch_gives_no_job_even_to_who_saw_its_lane(desk: Desk) -> None:
+    batch = desk.submit(count=2)
+    (lane,) = desk.queue.lanes()
+    (lease,) = desk.queue.claim(lane.id, "worker-1", 1, 30.0)
+    desk.queue.pause(batch, "ann", "lunch")
+    assert desk.queue.lanes() == []
+    assert desk.queue.claim(lane.id, "worker-1", 1, 30.0) == []
+    assert desk.publish(lease)
+    found = desk.insights.batch("ours", batch)
+    assert found is not None
+    assert (found["state"], found["reason"], found["settled"]) == ("paused", "lunch", False)
+    desk.queue.resume(batch, "ann")
+    assert len(desk.claim()) == 1
+    desk.queue.cancel_batch(batch, "ann")
+    with pytest.raises(Conflict, match="cancelled"):
+        desk.queue.resume(batch, "ann")
+
+
+def test_a_batchs_priority_is_added_to_its_lines(desk: Desk) -> None:
+    batch = desk.submit(NewJob(line=1, spec=SPEC, priority=2))
+    desk.queue.set_priority(batch, 5, "ann")
+    assert [lane.priority for lane in desk.queue.lanes()] == [7]
+    with pytest.raises(NotFound):
+        desk.queue.set_priority(batch + 1, 5, "ann")
+
+
+def test_a_decision_names_the_artifact_that_was_seen(desk: Desk) -> None:
+    desk.submit(count=1)
+    (lease,) = desk.claim()
+    desk.end(lease, State.HELD)
+    artifact = desk.job(lease.job_id)["artifact_id"]
+    with pytest.raises(Conflict, match="another artifact"):
+        desk.queue.decide(lease.job_id, artifact + 1, "approve", "ann", "")
+    with pytest.raises(BadInput, match="aprove"):
+        desk.queue.decide(lease.job_id, artifact, "aprove", "ann", "")
+    desk.queue.decide(lease.job_id, artifact, "reject", "ann", "ugly")
+    assert desk.state(lease.job_id) == "rejected"
+    desk.queue.decide(lease.job_id, artifact, "withdraw", "ann", "too hasty")
+    assert desk.state(lease.job_id) == "held"
+    assert not desk.queue.publish_approved(lease.job_id, 1, finished(lease, 1))
+
+
+def chain(desk: Desk, length: int) -> int:
+    first = NewJob(line=1, spec=SPEC, name="l1")
+    rest = [NewJob(line=n, spec=SPEC, name=f"l{n}", parent_name=f"l{n - 1}") for n in range(2, length + 1)]
+    return desk.submit(*reversed([first, *rest]))
+
+
+def test_a_chain_of_edits_is_drawn_one_after_the_other(desk: Desk) -> None:
+    batch = chain(desk, 3)
+    parent = None
+    for _ in range(3):
+        (lease,) = desk.claim()
+        assert lease.parent_job_id == (parent.job_id if parent else None)
+        assert lease.reference_key == (finished(parent, 0).key if parent else None)
+        desk.end(lease, State.PUBLISHED)
+        parent = lease
+    assert desk.states(batch) == {"published": 3}
+
+
+def test_the_child_of_a_held_parent_waits_for_the_decision(desk: Desk) -> None:
+    batch = chain(desk, 2)
+    (lease,) = desk.claim()
+    desk.end(lease, State.HELD)
+    assert desk.claim() == []
+    assert desk.states(batch) == {"held": 1, "waiting": 1}
+    found = desk.insights.batch("ours", batch)
+    assert found is not None
+    assert found["waits"] == [{"state": "waiting", "reason": f"waits for the job it edits, {lease.job_id}", "jobs": 1}]
+    artifact = desk.job(lease.job_id)["artifact_id"]
+    decision = desk.queue.decide(lease.job_id, artifact, "approve", "ann", "")
+    assert desk.claim() == []
+    desk.queue.publish_approved(lease.job_id, decision, finished(lease, 1, key="approved"))
+    assert desk.claim()[0].reference_key == "approved"
+
+
+@pytest.mark.parametrize("state", sorted(CANCELS_CHILD - {State.UNLISTED}))
+def test_the_children_of_a_job_that_will_not_be_are_cancelled_and_name_it(desk: Desk, state: State) -> None:
+    batch = chain(desk, 40)
+    (lease,) = desk.claim()
+    if state is State.FAILED:
+        fail(desk, lease)
+    elif state is State.REJECTED:
+        desk.end(lease, State.HELD)
+        desk.queue.decide(lease.job_id, desk.job(lease.job_id)["artifact_id"], "reject", "ann", "")
+    else:
+        desk.end(lease, state)
+    assert desk.states(batch) == ({"cancelled": 40} if state is State.CANCELLED else {state: 1, "cancelled": 39})
+    child = desk.rows("SELECT id, reason FROM job WHERE parent_job_id = :id", id=lease.job_id)[0]
+    assert child["reason"] == f"the job it edits, {lease.job_id}, was {state}"
+    grandchild = desk.rows("SELECT reason FROM job WHERE parent_job_id = :id", id=child["id"])[0]
+    assert grandchild["reason"] == f"the job it edits, {child['id']}, was cancelled"
+
+
+def test_a_job_of_an_earlier_batch_can_be_edited_in_whatever_state_it_is(desk: Desk) -> None:
+    desk.submit(count=4)
+    done, gone, running, stopped = desk.claim()
+    desk.end(done, State.PUBLISHED)
+    desk.end(gone, State.BLOCKED)
+    parents = [done, gone, running, stopped]
+    batch = desk.submit(*(NewJob(line=n, spec=SPEC, parent_job_id=one.job_id) for n, one in enumerate(parents, 1)))
+    assert desk.states(batch) == {"queued": 1, "cancelled": 1, "waiting": 2}
+    desk.end(running, State.PUBLISHED)
+    desk.queue.cancel_job(stopped.job_id, "ann")
+    assert desk.states(batch) == {"queued": 2, "cancelled": 2}
+
+
+def test_a_parent_published_while_its_child_is_staged_releases_it(desk: Desk) -> None:
+    desk.submit(count=1)
+    (lease,) = desk.claim()
+    batch = desk.queue.open_batch("ours", "later", "ann")
+    desk.queue.stage(batch, [NewJob(line=1, spec=SPEC, parent_job_id=lease.job_id)])
+    desk.end(lease, State.PUBLISHED)
+    assert desk.claim() == []
+    desk.queue.accept(batch, None)
+    assert len(desk.claim()) == 1
