@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from farm.errors import nearest
 from farm.job import FORMATS, Spec
 from farm.ports import ModelCard
+from farm.sizes import nearest_side, nearest_size, of_ratio
 
 PICTURE_FIELDS = {"prompt", "model", "seed", "width", "height", "aspect_ratio", "steps", "guidance", "image", "format"}
 FIELDS = frozenset(PICTURE_FIELDS | {"n", "id", "priority"})
@@ -254,29 +254,10 @@ def _from_ratio(fields: _Fields, card: ModelCard) -> tuple[int, int]:
     if match is None:
         fields.note("aspect_ratio", f'must be such as "16:9", not {_show(fields.values["aspect_ratio"])}')
         return card.side, card.side
-    ratio = int(match[1]) / int(match[2])
-    width, height = nearest_size(card.side * math.sqrt(ratio), card.side / math.sqrt(ratio), card)
-    if abs(math.log(width / height / ratio)) > 0.15:
+    width, height, fits = of_ratio(int(match[1]) / int(match[2]), card)
+    if not fits:
         fields.note("aspect_ratio", f"{value} does not fit {card.name}; the nearest it draws is {width}x{height}")
     return width, height
-
-
-def nearest_side(side: float, card: ModelCard) -> int:
-    """The nearest multiple of the grid within the model's limits."""
-    low, high = math.ceil(card.min_side / card.grid), card.max_side // card.grid
-    return card.grid * min(max(round(side / card.grid), low), high)
-
-
-def nearest_size(width: float, height: float, card: ModelCard) -> tuple[int, int]:
-    """The size the model draws that keeps the shape as well as its limits allow."""
-    area = width * height
-    scale = math.sqrt(min(max(area, card.min_pixels), card.max_pixels) / area)
-    across, down = nearest_side(width * scale, card), nearest_side(height * scale, card)
-    while across * down > card.max_pixels and max(across, down) > card.min_side:
-        across, down = (across - card.grid, down) if across >= down else (across, down - card.grid)
-    while across * down < card.min_pixels and min(across, down) < card.max_side:
-        across, down = (across + card.grid, down) if across <= down else (across, down + card.grid)
-    return across, down
 
 
 def _show(value: Any) -> str:

@@ -27,7 +27,7 @@ from farm.job import State
 from farm.job_queue import Finished, JobQueue
 from farm.ports import Outcome, Stage, Verdict
 from farm.store import open_store
-from tests.test_intake import CATALOGUE
+from tests.cards import CATALOGUE
 
 
 @dataclass

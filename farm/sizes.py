@@ -1,0 +1,33 @@
+"""Which sizes a model draws, and which of them is nearest to the one asked for. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from farm.ports import ModelCard
+
+TOLERANCE = 0.15  # how far, as a logarithm, a size may be from the ratio it stands for
+
+
+def nearest_side(side: float, card: ModelCard) -> int:
+    """The nearest multiple of the grid within the model's limits."""
+    low, high = math.ceil(card.min_side / card.grid), card.max_side // card.grid
+    return card.grid * min(max(round(side / card.grid), low), high)
+
+
+def nearest_size(width: float, height: float, card: ModelCard) -> tuple[int, int]:
+    """The size the model draws that keeps the shape as well as its limits allow."""
+    area = width * height
+    scale = math.sqrt(min(max(area, card.min_pixels), card.max_pixels) / area)
+    across, down = nearest_side(width * scale, card), nearest_side(height * scale, card)
+    while across * down > card.max_pixels and max(across, down) > card.min_side:
+        across, down = (across - card.grid, down) if across >= down else (across, down - card.grid)
+    while across * down < card.min_pixels and min(across, down) < card.max_side:
+        across, down = (across + card.grid, down) if across <= down else (across, down + card.grid)
+    return across, down
+
+
+def of_ratio(ratio: float, card: ModelCard) -> tuple[int, int, bool]:
+    """The size of this shape with about as many pixels as the model's own, and whether it keeps the shape."""
+    width, height = nearest_size(card.side * math.sqrt(ratio), card.side / math.sqrt(ratio), card)
+    return width, height, abs(math.log(width / height / ratio)) <= TOLERANCE
