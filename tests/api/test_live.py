@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 
 from farm import events
-from tests.api.conftest import World
+from tests.api.conftest import World, jsonl
 
 
 def read(
@@ -58,3 +59,26 @@ def test_a_place_to_resume_that_is_no_number_is_refused(world: World) -> None:
     answer = world.get("/api/events", headers={"Last-Event-ID": "x"})
     assert answer.status_code == 422
     assert answer.json()["field"] == "Last-Event-ID"
+
+
+def test_a_revoked_key_ends_the_stream_it_opened(world: World, address: str) -> None:
+    key = world.keys["ours/submitter"]
+    who = world.farm.access.find_key(key)
+    assert who is not None
+    with httpx.stream("GET", f"{address}/api/events", headers={"Authorization": f"Bearer {key}"}, timeout=10) as answer:
+        text = answer.iter_text()
+        assert "following" in next(text)
+        world.farm.access.revoke_key("ours", who.id, "test")
+        assert "".join(text).strip() == ""
+
+
+def test_a_sender_that_leaves_half_way_leaves_nothing(world: World, address: str) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    body = jsonl(*[{}] * 100)
+    head = f"POST /api/batches HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {world.keys['ours/submitter']}\r\n"
+    with socket.create_connection((host, int(port))) as wire:
+        wire.sendall(f"{head}Content-Length: {2 * len(body)}\r\n\r\n".encode() + body)
+        time.sleep(0.2)
+    time.sleep(0.2)
+    assert world.get("/api/batches").json()["items"] == []
+    assert httpx.get(f"{address}/healthz").status_code == 200
