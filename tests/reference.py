@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import typer.main
 
 from farm.config import Settings
@@ -30,10 +31,10 @@ def commands() -> str:
     return "\n".join(rows)
 
 
-def _walk(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
+def _walk(command: Any, path: str) -> Iterator[tuple[str, str]]:
     inner = getattr(command, "commands", None)
     if inner is None:
-        yield path.strip(), (command.help or "").split("\n")[0]
+        yield path.strip(), _sentence(command.help or "")
         return
     for name, child in inner.items():
         if not child.hidden:
@@ -41,13 +42,19 @@ def _walk(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
 
 
 def routes() -> str:
-    from farm.api import create_app_for_schema
+    from farm.cli import build_api
 
-    paths = create_app_for_schema().openapi()["paths"]
+    with tempfile.TemporaryDirectory() as home:
+        paths = build_api(Settings(home=Path(home))).openapi()["paths"]
     rows = ["| route | what it does |", "|---|---|"]
     for path, methods in sorted(paths.items()):
-        rows += [f"| `{method.upper()} {path}` | {about['summary']} |" for method, about in methods.items()]
+        for method, about in methods.items():
+            rows.append(f"| `{method.upper()} {path}` | {_sentence(about.get('description', ''))} |")
     return "\n".join(rows)
+
+
+def _sentence(text: str) -> str:
+    return " ".join(text.split("\n\n", maxsplit=1)[0].split()).replace("|", "\\|")
 
 
 TABLES = {"settings": settings, "commands": commands, "routes": routes}
