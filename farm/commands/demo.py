@@ -36,6 +36,9 @@ def demo(
         as_json({"jobs": counts, "artifacts": artifacts, "seconds": round(time.monotonic() - began, 1)})
     else:
         table(rows, COLUMNS)
+        for row in rows:
+            if row["reason"]:
+                print(f"job {row['job']} is {row['state']}: {row['reason']}")
         _where_next(settings, out)
     if counts.get("failed") or not artifacts or any(row["provenance"] not in ("", "Trusted") for row in rows):
         raise typer.Exit(1)
@@ -65,7 +68,7 @@ def _verified(client: FarmClient, settings: Settings, jobs: list[dict[str, Any]]
             if file or job["state"] == "held":
                 provenance = verifier.verify(file.read_bytes() if file else client.image(job["id"])).verdict
             row = {"job": job["id"], "prompt": job["prompt"], "state": job["state"], "verdict": job["verdict"]}
-            rows.append(row | {"provenance": provenance, "file": str(file or "")})
+            rows.append(row | {"provenance": provenance, "file": str(file or ""), "reason": job["reason"]})
     return rows
 
 

@@ -82,7 +82,7 @@ def _fetch(client: FarmClient, job: dict[str, Any], folder: Path, index: Any) ->
         name = f"{job['id']}.{EXTENSIONS[job['mime']]}"
         row |= {"file": name, "sha256": _save(client, job, folder / name)}
     index.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return row
+    return row | {"reason": job["reason"]}
 
 
 def _save(client: FarmClient, job: dict[str, Any], path: Path) -> str:

@@ -39,7 +39,7 @@ def verify(
     for row in rows:
         words.append(row["verdict"])
         if json_:
-            as_json({name: row[name] for name in ("path", "verdict", "codes", "sentence")})
+            as_json(row)
         else:
             print(f"{row['verdict']:<15} {row['path']}: {row['sentence']}")
     say(f"{words.count(TRUSTED)} of {len(words)} are {TRUSTED}")
