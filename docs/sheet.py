@@ -1,4 +1,4 @@
-"""One picture of what `farm demo` or `farm download` wrote: each image over its prompt. python docs/sheet.py DIR OUT.png"""
+"""One picture of what `farm demo` or `farm download` wrote, image over prompt: python docs/sheet.py DIR OUT.png"""
 
 from __future__ import annotations
 
