@@ -158,14 +158,16 @@ class Leasing:
         now = self.clock()
         held = self._held(connection, [result.lease for result in results])
         fresh = {result.lease.job_id: result for result in results if result.lease.job_id in held}
-        doubted = _doubted(connection, fresh)
+        doubts = _doubts(connection, fresh)
         rows = [artifact_row(one, one.lease.project_id, id_, one.verdict_id, now) for id_, one in fresh.items()]
         made = insert_artifacts(connection, rows)
         ending = []
         for job_id, result in fresh.items():
-            clear = result.outcome is Outcome.ALLOW and (job_id, result.lease.attempt) not in doubted
+            attempt = (job_id, result.lease.attempt)
+            clear = result.outcome is Outcome.ALLOW and attempt not in doubts
             state = State.PUBLISHED if clear else State.HELD
-            ending.append(Move(held[job_id], state, verdict_id=result.verdict_id, artifact_id=made[job_id]))
+            reason = doubts.get(attempt, "")
+            ending.append(Move(held[job_id], state, reason, verdict_id=result.verdict_id, artifact_id=made[job_id]))
         moves.apply(connection, ending, now)
         late = [result for result in results if fresh.get(result.lease.job_id) is not result]
         before = _published_before(connection, late)
@@ -311,15 +313,15 @@ def insert_artifacts(connection: Connection, rows: list[dict[str, Any]]) -> dict
     return made
 
 
-def _doubted(connection: Connection, jobs: Iterable[int]) -> set[tuple[int, int]]:
-    """Attempts of which some verdict, of the prompt or the picture it edits, was not plainly allowing."""
-    doubted: set[tuple[int, int]] = set()
+def _doubts(connection: Connection, jobs: Iterable[int]) -> dict[tuple[int, int], str]:
+    """Attempts of which some verdict, of the prompt, the input or the frame, did not plainly allow; and why."""
+    doubts: dict[tuple[int, int], str] = {}
+    columns = [VERDICT.c[name] for name in ("job_id", "attempt", "reason")]
     for some in moves.chunks(jobs):
-        query = select(VERDICT.c.job_id, VERDICT.c.attempt).where(
-            VERDICT.c.job_id.in_(some), VERDICT.c.outcome != "allow"
-        )
-        doubted |= {(job, attempt) for job, attempt in connection.execute(query)}
-    return doubted
+        query = select(*columns).where(VERDICT.c.job_id.in_(some), VERDICT.c.outcome != "allow")
+        for row in connection.execute(query.order_by(VERDICT.c.id)):
+            doubts.setdefault((row.job_id, row.attempt), row.reason)
+    return doubts
 
 
 def _published_before(connection: Connection, late: Sequence[Finished]) -> set[int]:

@@ -97,6 +97,7 @@ def test_what_the_gate_says_of_the_frame_decides(ports: FakePorts, outcome: Outc
     submit(ports, NewJob(line=1, spec=spec()))
     run(ports)
     assert states(ports) == {state: 1}
+    assert rows(ports, JOB)[0]["reason"] == f"{outcome} by frame"
     assert len(ports.signer.signed) == (outcome is Outcome.REVIEW)
 
 
