@@ -234,8 +234,8 @@ def test_sqlite_cannot_replace_a_row_by_inserting_over_it(desk: Desk, lease: Lea
     if table == "verdict":
         with pytest.raises(IntegrityError):
             desk.sql(
-                "INSERT OR REPLACE INTO verdict SELECT 50, project_id, job_id, attempt, stage, subject, 'allow', policy,"
-                " encoder, concept, margin, probability, view, reason, embedding, gang, weights, 0 FROM verdict"
+                "INSERT OR REPLACE INTO verdict SELECT 50, project_id, job_id, attempt, stage, subject, 'allow',"
+                " policy, encoder, concept, margin, probability, view, reason, embedding, gang, weights, 0 FROM verdict"
             )
     assert desk.rows(f"SELECT * FROM {table} ORDER BY id") == before
 
