@@ -33,8 +33,9 @@ LONGEST_TEMP = 40  # Ray adds some 66 characters, and a Unix socket's path ends 
 POLL_S = 0.5
 DIAL_S = 2.0
 TOKEN_MODE = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
-# A head lost is this cluster lost: its processes need not wait a minute for it, Ray's default.
-HEAD_ONLY = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+# A head lost is this cluster lost: its processes need not wait a minute for it, Ray's default. And the ranks are what
+# the machine is there for: they do not yield to everything else, as Ray would have them do (niceness 15).
+HEAD_ONLY = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_worker_niceness": "0"}
 _joining = threading.Lock()  # Ray's connection is one per process
 
 

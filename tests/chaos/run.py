@@ -26,9 +26,9 @@ LINES = 12
 SHORTEST_S, LONGEST_S = 0.1, 2.5  # between two kills
 LET_WORK = 0.6  # this share of the kills comes after work has got through since the last one
 WORK_S = 20.0
-BACKLOG = 2 * LINES  # so many jobs always wait, so that every kill hits work
+BACKLOG = 3 * LINES  # so many jobs always wait, so that every kill hits work
 SETTLE_S = 300.0
-STARTED_S = 120.0
+STARTED_S = 180.0
 
 
 @dataclass
@@ -79,7 +79,7 @@ def storm(
     say: Callable[[str], None],
 ) -> None:
     while report.kills.total() < kills:
-        if unsettled(trial) < BACKLOG:
+        while unsettled(trial) < BACKLOG:
             submit(trial, work, report)
         if rng.random() < LET_WORK:
             wait_for_work(trial)
@@ -121,7 +121,9 @@ def batches(seed: int) -> Iterator[list[bytes]]:
             number += 1
             prompt = f"a {COLOURS[number % 4]} {SHAPES[number % 2]} on a white background"
             line: dict[str, Any] = {"id": f"n{number}", "prompt": prompt, "seed": number, "steps": 4}
-            if index % 4 == 3:
+            if index == LINES - 1:
+                line["prompt"] = "a forbidden circle on a white background"
+            elif index % 4 == 3:
                 line |= {"prompt": "make the circle blue", "image": f"line:n{number - 1}"}
             lines.append(line)
         yield [json.dumps(line).encode() + b"\n" for line in lines]
