@@ -1,6 +1,6 @@
 """Trains the tiny CLIP of the embedded gate on drawn scenes, and measures it under a policy.
 
-python -m training.clip --minutes 12          trains and writes safety/tiny_clip
+python -m training.clip --minutes 30          trains, or trains on, and writes safety/tiny_clip
 python -m training.clip --evaluate            prints what the demo policy does with unseen scenes
 """
 
@@ -27,7 +27,8 @@ from training.words import with_articles
 OUT = Path(__file__).parent.parent / "safety" / "tiny_clip"
 SIZE, CONTEXT, DIM = 64, 32, 64
 BATCH, LOOKS = 96, 4
-PEAK_RATE = 2e-3
+WEIGHTS = "open_clip_model.safetensors"
+PHRASE_RATE = 2e-3
 HARDEST = 6
 PHRASE_STEPS = 40
 THERE = ("{}", "{}", "a {}", "a {}", "a picture of a {}", "a drawing of a {}", "there is a {}",
@@ -37,7 +38,7 @@ ABSENT = ("no {}", "a picture without a {}", "there is no {}", "a picture with n
 
 def config(vocabulary: int) -> dict[str, Any]:
     vision = {"layers": [1, 1, 1, 1], "width": 16, "head_width": 32, "image_size": SIZE}
-    text = {"context_length": CONTEXT, "vocab_size": vocabulary, "width": 96, "heads": 4, "layers": 2,
+    text = {"context_length": CONTEXT, "vocab_size": vocabulary, "width": 64, "heads": 4, "layers": 2,
             "hf_tokenizer_name": "tokenizer"}  # fmt: skip
     model = {"embed_dim": DIM, "vision_cfg": vision, "text_cfg": text}
     preprocess = {"size": [SIZE, SIZE], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25],
@@ -75,6 +76,11 @@ def caption_loss(picture_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
 
 
+def apart_loss(text_PD: Tensor) -> Tensor:
+    """Keeps phrases apart that pictures cannot tell apart yet; else red circle and red square soon read as one."""
+    return F.cross_entropy(20 * text_PD @ text_PD.T, torch.arange(len(text_PD)))
+
+
 def step_loss(
     model: Any, tokenizer: Any, rng: random.Random, batch: list[Look], scale_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -92,7 +98,7 @@ def step_loss(
     scale, bias, slope = scale_bias[0].exp(), scale_bias[1], scale_bias[2].exp()
     whole_CD = picture_BD[[i for i, _ in captions]]
     presence = presence_loss(scale * cosine_BP + bias, shows_BP)
-    loss = presence + presence_loss(slope * margin_BP, shows_BP)
+    loss = presence + presence_loss(slope * margin_BP, shows_BP) + apart_loss(there_PD) + apart_loss(absent_PD)
     return loss + 0.2 * caption_loss(whole_CD, caption_CD, model.logit_scale.exp().clamp(max=100)), presence.detach()
 
 
@@ -109,22 +115,26 @@ def batches(rng: random.Random) -> Iterator[list[Look]]:
             yield batch
 
 
-def train(minutes: float, out: Path, seed: int = 1) -> None:
+def train(minutes: float, out: Path, peak_rate: float, seed: int) -> None:
+    """Goes on with the weights that are there, if there are any."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    write_folder(out)
-    name = f"local-dir:{out}"
-    model = open_clip.create_model(name, load_weights=False).to(memory_format=torch.channels_last)
+    goes_on = (out / WEIGHTS).exists()
+    if not goes_on:
+        write_folder(out)
+    name = f"local-dir:{out.absolute()}"
+    model = open_clip.create_model(name, load_weights=goes_on).to(memory_format=torch.channels_last)
     tokenizer = open_clip.get_tokenizer(name)
     scale_bias = torch.nn.Parameter(torch.tensor([2.3, -4.0, 2.3]))
     model.train()
-    learn_phrases(model, tokenizer, rng)
-    optimizer = torch.optim.AdamW([*model.parameters(), scale_bias], lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.02)
+    if not goes_on:
+        learn_phrases(model, tokenizer, rng)
+    optimizer = torch.optim.AdamW([*model.parameters(), scale_bias], betas=(0.9, 0.98), weight_decay=0.02)
     start, step = time.monotonic(), 0
     ahead = batches(random.Random(seed))
     while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * min(1, (step + 1) / 100) * (1 - share) ** 1.5 + 1e-6
+            group["lr"] = peak_rate * min(1, (step + 1) / 100) * (1 - share) ** 1.5 + 1e-6
         loss, presence = step_loss(model, tokenizer, rng, next(ahead), scale_bias)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -140,7 +150,7 @@ def train(minutes: float, out: Path, seed: int = 1) -> None:
 
 def learn_phrases(model: Any, tokenizer: Any, rng: random.Random) -> None:
     """Text alone first: paraphrases together, everything else apart. Pictures cannot part phrases that start as one."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PHRASE_RATE, weight_decay=0.0)
     for step in range(PHRASE_STEPS):
         texts = [phrases(rng, templates) for templates in (THERE, ABSENT, THERE, ABSENT)]
         rows = F.normalize(model.encode_text(tokenizer([text for some in texts for text in some])), dim=-1)
@@ -157,12 +167,14 @@ def write_weights(model: torch.nn.Module, out: Path) -> None:
     """Half precision for the large ones; open_clip widens them again."""
     state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
     weights = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
-    save_file(weights, out / "open_clip_model.safetensors", metadata={"format": "pt"})
+    save_file(weights, out / WEIGHTS, metadata={"format": "pt"})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate; half of it to go on with")
+    parser.add_argument("--seed", type=int, default=1, help="another one to go on with")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--evaluate", action="store_true")
     asked = parser.parse_args()
@@ -171,7 +183,7 @@ def main() -> None:
 
         print_tables(asked.out)
     else:
-        train(asked.minutes, asked.out)
+        train(asked.minutes, asked.out, asked.rate, asked.seed)
 
 
 if __name__ == "__main__":

@@ -52,27 +52,27 @@ def on_white(colour: str, shape: str) -> Maker:
     return make
 
 
-RED_TRIANGLE, RED_CROSS = ("red", "triangle"), ("red", "cross")
+RED_TRIANGLE, RED_RING = ("red", "triangle"), ("red", "ring")
 SUBJECTS: dict[str, Maker] = {
     "a red triangle on white": on_white(*RED_TRIANGLE),
     "a red triangle": scene_of(RED_TRIANGLE),
     "a red triangle anywhere, wide picture": scene_of(RED_TRIANGLE, canvas=WIDE[0], anywhere=True),
     "a red triangle and a blue circle": scene_of(RED_TRIANGLE, ("blue", "circle")),
     "a red triangle and a green triangle": scene_of(RED_TRIANGLE, ("green", "triangle")),
-    "a red cross on white": on_white(*RED_CROSS),
-    "a red cross": scene_of(RED_CROSS),
+    "a red ring on white": on_white(*RED_RING),
+    "a red ring": scene_of(RED_RING),
     "a red circle": scene_of(("red", "circle")),
     "a red square": scene_of(("red", "square")),
     "a red star": scene_of(("red", "star")),
-    "a red ring": scene_of(("red", "ring")),
+    "a red cross": scene_of(("red", "cross")),
     "a blue triangle": scene_of(("blue", "triangle")),
     "an orange triangle": scene_of(("orange", "triangle")),
     "a purple triangle": scene_of(("purple", "triangle")),
     "a green star": scene_of(("green", "star")),
-    "an orange cross": scene_of(("orange", "cross")),
+    "an orange ring": scene_of(("orange", "ring")),
     "a red square and a blue triangle": scene_of(("red", "square"), ("blue", "triangle")),
     "a red star and a yellow triangle": scene_of(("red", "star"), ("yellow", "triangle")),
-    "anything but these two": any_but(RED_TRIANGLE, RED_CROSS),
+    "anything but these two": any_but(RED_TRIANGLE, RED_RING),
 }
 
 
@@ -104,8 +104,8 @@ def fitted(margins: NDArray[np.float64], truth: NDArray[np.bool_]) -> tuple[floa
         torch.autograd.backward(loss)
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return float(ab[0]), float(ab[1])
+    optimizer.step(closure)
+    return ab[0].item(), ab[1].item()
 
 
 def print_subjects(gate: ClipGate, count: int) -> None:
@@ -154,6 +154,6 @@ def print_separation(name: str, margins: NDArray[np.float64], truth: NDArray[np.
 
 def print_tables(encoder: Path | None = None, count: int = 200) -> None:
     gate = load_gate("", str(encoder or ""), "cpu")
-    print_concepts(gate, 5 * count)
+    print_concepts(gate, 2 * count)
     print()
     print_subjects(gate, count)

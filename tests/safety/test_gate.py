@@ -49,13 +49,13 @@ def test_it_is_the_gate_the_farm_asks_for(gate: ClipGate) -> None:
 
 
 def test_each_outcome_of_the_demo_policy(gate: ClipGate) -> None:
-    triangle, cross, circle, blue = verdicts(
-        gate, [some("red", "triangle"), some("red", "cross"), some("red", "circle"), some("blue", "triangle")]
+    triangle, ring, circle, blue = verdicts(
+        gate, [some("red", "triangle"), some("red", "ring"), some("red", "circle"), some("blue", "triangle")]
     )
     assert (triangle.outcome, triangle.concept) == (Outcome.BLOCK, "red-triangle")
     assert "red triangle" in triangle.reason
-    assert (cross.outcome, cross.concept) == (Outcome.REVIEW, "red-cross")
-    assert "a person looks" in cross.reason
+    assert (ring.outcome, ring.concept) == (Outcome.REVIEW, "red-ring")
+    assert "a person looks" in ring.reason
     assert [circle.outcome, blue.outcome] == [Outcome.ALLOW, Outcome.ALLOW]
     assert [circle.reason, blue.reason] == ["", ""]
 
@@ -100,7 +100,7 @@ def test_a_nearly_constant_picture_goes_to_review_too(gate: ClipGate) -> None:
 
 
 def test_alone_or_among_others_the_verdict_is_the_same(gate: ClipGate) -> None:
-    frames = [some("red", "triangle"), some("green", "star"), flat((1, 2, 3), (160, 96)), some("red", "cross", 3)]
+    frames = [some("red", "triangle"), some("green", "star"), flat((1, 2, 3), (160, 96)), some("red", "ring", 3)]
     together = verdicts(gate, frames)
     alone = [verdicts(gate, [frame])[0] for frame in frames]
     backwards = verdicts(gate, frames[::-1])[::-1]
@@ -197,7 +197,7 @@ def test_an_uncalibrated_concept_sends_everything_to_review_and_says_so(gate: Cl
     del document["concepts"][1]["calibration"]
     careful = ClipGate(parse(yaml.safe_dump(document)), gate.encoder)
     star, triangle = verdicts(careful, [some("green", "star"), some("red", "triangle")])
-    assert (star.outcome, star.concept, star.probability) == (Outcome.REVIEW, "red-cross", None)
+    assert (star.outcome, star.concept, star.probability) == (Outcome.REVIEW, "red-ring", None)
     assert "not calibrated" in star.reason
     assert (triangle.outcome, triangle.concept) == (Outcome.BLOCK, "red-triangle")
 
@@ -208,7 +208,7 @@ def test_a_concept_is_asked_only_where_it_applies(gate: ClipGate) -> None:
     narrow = ClipGate(parse(yaml.safe_dump(document)), gate.encoder)
     frame = [some("red", "triangle")]
     assert verdicts(narrow, frame, Stage.FRAME)[0].outcome is Outcome.BLOCK
-    assert verdicts(narrow, frame, Stage.INPUT)[0].concept == "red-cross"
+    assert verdicts(narrow, frame, Stage.INPUT)[0].concept == "red-ring"
 
 
 def test_a_frame_is_never_judged_as_a_prompt(gate: ClipGate) -> None:

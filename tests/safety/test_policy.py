@@ -28,7 +28,7 @@ def changed(*path: str | int, to: Any) -> str:
 def test_the_bundled_policy_loads_and_says_that_it_is_a_toy() -> None:
     policy = load()
     assert "toy" in policy.about
-    assert [concept.name for concept in policy.concepts_of(Stage.FRAME)] == ["red-triangle", "red-cross"]
+    assert [concept.name for concept in policy.concepts_of(Stage.FRAME)] == ["red-triangle", "red-ring"]
     assert load(DEMO).hash == policy.hash
 
 
