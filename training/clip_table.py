@@ -123,7 +123,7 @@ def print_concepts(gate: ClipGate, count: int) -> None:
     """Each concept on a mix of subjects, half of which show it."""
     encoder = gate.encoder()
     for concept in gate.policy.concepts:
-        pair = next((c, s) for c in COLOURS for s in SHAPES if concept.phrases[0] == f"{c} {s}")
+        pair = next((c, s) for c in COLOURS for s in SHAPES if f"{c} {s}" in concept.phrases[0])
         with_it, without = [m for n, m in SUBJECTS.items() if " ".join(pair) in n], [any_but(pair), *near(pair)]
         margins, truth = [], []
         for makers, shows in ((with_it, True), (without, False)):
