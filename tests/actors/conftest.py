@@ -30,7 +30,7 @@ def head(settings: Settings) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "actors.cluster"], env=env, stderr=subprocess.DEVNULL)
 
 
-def joined(settings: Settings, seconds: float = 60.0) -> str:
+def joined(settings: Settings, seconds: float = 120.0) -> str:
     end = time.monotonic() + seconds
     while True:
         try:

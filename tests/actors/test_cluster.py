@@ -116,11 +116,11 @@ def test_a_lost_head_is_an_outage_and_the_next_one_is_joined(settings: Settings,
         assert len(family) >= 2
         process.kill()
         process.wait()
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive
         with pytest.raises(Fault) as caught:
             pool.render([request_of("a")], lambda: False)
         assert caught.value.cause is Cause.RAY_GONE
-        _, alive = psutil.wait_procs(family, timeout=5)
-        assert not alive
         again = head(own)
         joined(own)
         (second,) = pool.render([request_of("a")], lambda: False)
