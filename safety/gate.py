@@ -25,7 +25,7 @@ from safety.prompt import SEVERITY, judge_prompt
 
 FLAT = 8  # a picture whose channels vary by less shows nothing to judge
 FLAT_WORDS = "The picture is one flat colour, which the filter cannot judge, so a person looks at it."
-UNCALIBRATED_WORDS = "The filter is not calibrated for {!r} yet, so a person looks at every picture."
+UNCALIBRATED_WORDS = "The filter's encoder is not calibrated for {!r} yet, so a person looks at every picture."
 
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Finding:
 
     @property
     def words(self) -> str:
-        if self.concept.calibration is None:
+        if self.probability is None:
             return UNCALIBRATED_WORDS.format(self.concept.name)
         return self.concept.words if self.outcome is not Outcome.ALLOW else ""
 
@@ -139,9 +139,10 @@ def find(policy: Policy, encoder: Encoder, concept: Concept, rows_VD: Tensor) ->
     finite(margin_V, f"the score of {concept.name}")
     view = int(margin_V.argmax())
     margin = float(margin_V[view])
-    if concept.calibration is None:
+    calibration = concept.calibration
+    if calibration is None or calibration.encoder != encoder.fingerprint:
         return Finding(concept, Outcome.REVIEW, margin, None, view)
-    probability = sigmoid(concept.calibration.a * margin + concept.calibration.b)
+    probability = sigmoid(calibration.a * margin + calibration.b)
     return Finding(concept, concept.band.outcome(probability), margin, probability, view)
 
 

@@ -39,9 +39,10 @@ class Pixels(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """probability = sigmoid(a * margin + b)"""
+    """probability = sigmoid(a * margin + b), for margins of the encoder with this fingerprint and no other."""
 
     __pydantic_config__ = STRICT
+    encoder: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     a: Annotated[float, Field(gt=0)]
     b: float
 

@@ -154,6 +154,7 @@ def print_separation(name: str, margins: NDArray[np.float64], truth: NDArray[np.
 
 def print_tables(encoder: Path | None = None, count: int = 200) -> None:
     gate = load_gate("", str(encoder or ""), "cpu")
+    print(f"encoder {gate.encoder().fingerprint}, policy {gate.policy.hash}")
     print_concepts(gate, 2 * count)
     print()
     print_subjects(gate, count)

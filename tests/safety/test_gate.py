@@ -202,6 +202,17 @@ def test_an_uncalibrated_concept_sends_everything_to_review_and_says_so(gate: Cl
     assert (triangle.outcome, triangle.concept) == (Outcome.BLOCK, "red-triangle")
 
 
+def test_a_calibration_for_another_encoder_is_none(tmp_path: Path) -> None:
+    def another(weights: dict[str, Tensor]) -> None:
+        weights["visual.conv1.weight"] *= 1.01
+
+    for verdict in verdicts(
+        load_gate("", broken(tmp_path, another), "cpu"), [some("green", "star"), some("red", "ring")]
+    ):
+        assert (verdict.outcome, verdict.probability) == (Outcome.REVIEW, None)
+        assert "not calibrated" in verdict.reason
+
+
 def test_a_concept_is_asked_only_where_it_applies(gate: ClipGate) -> None:
     document = yaml.safe_load(DEMO.read_text())
     document["concepts"][0]["applies"] = ["frame"]
