@@ -114,20 +114,26 @@ class Walk:
     def retry(self, number: int) -> None:
         self.desk.queue.retry(batch_id=self.batches[number % len(self.batches)], by="ann")
 
-    def decide(self, number: int) -> None:
+    def decide(self, number: int, outcomes: tuple[str, ...] = ("approve", "reject", "withdraw")) -> None:
         held = self.desk.rows(
             "SELECT id, artifact_id FROM job WHERE state IN ('held', 'approved', 'rejected') ORDER BY id"
         )
         if not held:
             return
-        job, outcome = held[number % len(held)], ("approve", "approve", "reject", "withdraw")[number % 4]
+        job, outcome = held[number % len(held)], outcomes[number % len(outcomes)]
         try:
             decision = self.desk.queue.decide(job["id"], job["artifact_id"], outcome, "ann", "")
         except Conflict:
             return
-        if outcome == "approve" and number % 8 > 3:
+        if outcome == "approve" and number % 4:
             seen = self.desk.rows("SELECT frame_sha256 FROM artifact WHERE id = :id", id=job["artifact_id"])[0]
             assert self.desk.queue.publish_approved(job["id"], decision, stored(seen["frame_sha256"], key="again"))
+
+    def hold_and_decide(self, number: int) -> None:
+        self.claim(number)
+        if lease := self.lease(0):
+            self.desk.publish(lease, Outcome.REVIEW)
+            self.decide(number, ("approve", "reject"))
 
     def collect(self, number: int) -> None:
         self.desk.queue.collect_abandoned(older_than_s=0.0)
@@ -215,13 +221,15 @@ def test_nothing_accepted_is_lost_and_nothing_is_published_twice(template: Path)
             engine = connect(f"sqlite:///{folder}/farm.db")
             try:
                 walk = Walk(Desk(engine, Clock()))
-                for step, number in steps:
+                for count, (step, number) in enumerate(steps):
                     step(walk, number)
-                    walk.check()
+                    if count % 5 == 0:
+                        walk.check()
+                walk.check()
                 seen.update(row["kind"] for row in walk.desk.rows("SELECT kind FROM event"))
             finally:
                 engine.dispose()
 
     walk_and_check()
     everywhere = {str(state) for state in State} - {"waiting", "unlisted"} | {"superseded"}
-    assert everywhere <= seen.keys(), "walks that do not go everywhere prove less than they say"
+    assert everywhere - seen.keys() == set(), "walks that do not go everywhere prove less than they say"

@@ -114,8 +114,9 @@ def test_a_server_that_is_gone_is_an_outage() -> None:
 
 @pytest.mark.postgres
 def test_a_connection_that_was_cut_is_replaced(postgres_server: str) -> None:
-    url = fresh_postgres(postgres_server, "TEMPLATE template")
+    url = fresh_postgres(postgres_server)
     engine = db.connect(url)
+    db.migrate(engine)
     desk = Desk(engine)
     admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from farm import audit, events
-from farm.db import connect, reading, transact
+from farm.db import connect, migrate, reading, transact
 from farm.ports import Frame, Lease, Signed
 from tests.conftest import fresh_postgres
 from tests.queue.conftest import Desk
@@ -30,7 +30,8 @@ def write(engine: Engine, kind: str, project: str = "ours") -> None:
 
 @pytest.mark.postgres
 def test_a_reader_that_resumes_misses_nothing_though_commits_come_out_of_order(postgres_server: str) -> None:
-    engine = connect(fresh_postgres(postgres_server, "TEMPLATE template"))
+    engine = connect(fresh_postgres(postgres_server))
+    migrate(engine)
     slow = engine.connect()
     slow_transaction = slow.begin()
     events.append(slow, [events.event("ours", "slow", 0.0)])
@@ -108,7 +109,7 @@ def tamper(desk: Desk, *statements: str) -> None:
             ).all():
                 connection.execute(text(f"DROP TRIGGER {name}"))
         else:
-            connection.execute(text("ALTER TABLE audit DISABLE TRIGGER USER"))
+            connection.execute(text("SET LOCAL session_replication_role = replica"))
         for statement in statements:
             connection.execute(text(statement))
 
