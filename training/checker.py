@@ -99,7 +99,8 @@ def likeness(mask: Mask) -> Mask:
     top, bottom, left, right = box_of(mask)
     rows = (top + (np.arange(LIKENESS) + 0.5) * (bottom - top) / LIKENESS).astype(int)
     columns = (left + (np.arange(LIKENESS) + 0.5) * (right - left) / LIKENESS).astype(int)
-    return mask[np.ix_(rows, columns)]
+    stretched: Mask = mask[np.ix_(rows, columns)]
+    return stretched
 
 
 @cache
@@ -193,9 +194,9 @@ def judge(scene: Scene, picture: Pixels) -> dict[str, bool]:
 def grown(mask: Mask, by: int) -> Mask:
     padded = np.pad(mask, by)
     rows, columns = mask.shape
-    return np.logical_or.reduce(
-        [padded[d : d + rows, a : a + columns] for d in range(2 * by + 1) for a in range(2 * by + 1)]
-    )
+    around = [padded[d : d + rows, a : a + columns] for d in range(2 * by + 1) for a in range(2 * by + 1)]
+    reached: Mask = np.logical_or.reduce(around)
+    return reached
 
 
 def untouched(edit: Edit, reference: Pixels, picture: Pixels) -> Mask:

@@ -56,7 +56,8 @@ class PlainAttend(Attend):
     def forward(self, qkv: Qkv, turn: Rotation) -> Tensor:
         q_BHLD, k_BHLD = rotate(qkv.q_BHLD, turn), rotate(qkv.k_BHLD, turn)
         weight_BHLL = ((q_BHLD * q_BHLD.shape[-1] ** -0.5) @ k_BHLD.transpose(-1, -2)).softmax(-1)
-        return (weight_BHLL.to(qkv.v_BHLD) @ qkv.v_BHLD).transpose(1, 2).flatten(2)
+        out_BHLD: Tensor = weight_BHLL.to(qkv.v_BHLD) @ qkv.v_BHLD
+        return out_BHLD.transpose(1, 2).flatten(2)
 
 
 class Learner(nn.Module):
@@ -82,11 +83,12 @@ def start_at_rest(flux: Flux) -> None:
 
 
 def times(count: int, image_tokens: int) -> Tensor:
-    """Mostly logit-normal, some uniform, under the shift that the sampler will use."""
-    normal = torch.randn(count).sigmoid()
-    t = torch.where(torch.rand(count) < 0.75, normal, torch.rand(count)).clamp(1e-3, 1 - 1e-4)
+    """Half of them close to pure noise: where the picture still hides, words alone decide what goes where, and there
+    the sampler takes its first steps. The rest logit-normal and uniform, under the shift that the sampler will use."""
+    kind = torch.rand(count)
+    t = torch.where(kind < 0.8, torch.randn(count).sigmoid(), torch.rand(count)).clamp(1e-3, 1 - 1e-4)
     mu = math.exp(resolution_shift(image_tokens))
-    return mu * t / (1 + (mu - 1) * t)
+    return torch.where(kind < 0.5, 1 - 0.25 * torch.rand(count), mu * t / (1 + (mu - 1) * t))
 
 
 def loss_of(learner: Learner, drawn: list[Drawn], sentences: list[str]) -> Tensor:
@@ -145,7 +147,7 @@ def optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
     outer = [p for p in learner.flux.parameters() if id(p) not in ids]
     found: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
-            [{"params": outer, "share": 1.0}, {"params": list(learner.text.parameters()), "share": 0.3}],
+            [{"params": outer, "share": 1.0}, {"params": list(learner.text.parameters()), "share": 0.5}],
             betas=(0.9, 0.98),
             weight_decay=0.01,
         )
@@ -164,7 +166,6 @@ def optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
 
 def worker(
     rank: int,
-    workers: int,
     minutes: float,
     out: Path,
     text: TextEncoders,
@@ -231,4 +232,14 @@ def train(minutes: float, out: Path, text: TextEncoders, vae: AutoEncoder, worke
     learner = Learner(text)
     if (out / "flux.safetensors").exists():
         restore(learner, out / "flux.safetensors")
-    mp.spawn(worker, (workers, minutes, out, text, vae, rate, Meeting(learner)), nprocs=workers)
+    meeting, spawned = Meeting(learner), mp.get_context("spawn")
+    crew = [
+        spawned.Process(target=worker, args=(rank, minutes, out, text, vae, rate, meeting), daemon=True)
+        for rank in range(workers)
+    ]
+    for process in crew:
+        process.start()
+    for process in crew:
+        process.join()
+    if any(process.exitcode for process in crew):
+        raise RuntimeError(f"workers ended with {[process.exitcode for process in crew]}; their errors are above")

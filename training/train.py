@@ -6,6 +6,7 @@ Stages run in that order and each goes on from what DIR holds. `pack` writes the
 import argparse
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -75,7 +76,8 @@ def pack(out: Path, models: Path) -> None:
     for name, tensors in files.items():
         (models / name).parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, models / f"{name}.safetensors", metadata={"format": "pt"})
-    tokens.save(models / "tokenizers")
+        (models / f"{name}.safetensors").chmod(0o644)
+    shutil.copytree(out / "tokenizers", models / "tokenizers", dirs_exist_ok=True)  # those it was trained with
     config = {
         "flux": dataclasses.asdict(flux.CONFIG),
         "vae": dataclasses.asdict(autoencoder.config),
