@@ -140,6 +140,8 @@ def inner(mask: Mask) -> Mask:
 def see(picture: Pixels) -> Seen:
     index = colour_index(picture)
     split, ground = see_ground(index)
+    if not all(ground):
+        return Seen(split, ground, ())  # nothing stands out from a ground that is no colour
     base = ground_index((split, ground), index.shape)
     colours = np.append(PALETTE, [[-999.0] * 3], axis=0)[base]
     differs = np.sqrt(((picture.astype(np.float32) - colours) ** 2).sum(-1)) > OFF

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import random
+import textwrap
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -130,8 +131,7 @@ def sheet(tasks: list[Task], pictures: list[Pixels], path: Path) -> None:
         for image in images:
             page.paste(Image.fromarray(image), (left, top))
             left += image.shape[1] + 6
-        for line, start in enumerate(range(0, len(words), 60)):
-            pen.text((index % 4 * 400 + 8, top + 196 + 14 * line), words[start : start + 60], fill="black")
+        pen.text((index % 4 * 400 + 8, top + 196), textwrap.fill(words, 60), fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path)
 
