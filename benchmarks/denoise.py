@@ -43,8 +43,8 @@ class Model:
 TINY_FLUX = FluxConfig(
     vec_in_dim=128,
     context_in_dim=128,
-    hidden_size=256,
-    num_heads=4,
+    hidden_size=192,
+    num_heads=3,
     depth=2,
     depth_single_blocks=4,
     axes_dim=(16, 24, 24),

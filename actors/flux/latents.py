@@ -37,7 +37,7 @@ def pack(latent_BCHW: Tensor) -> Tensor:
 def unpack(tokens_BLC: Tensor, height: int, width: int, compression: int = 8) -> Tensor:
     """The latent whose picture is `height` by `width` pixels."""
     rows, columns = latent_size(height, width, compression)
-    grid = tokens_BLC.transpose(1, 2).unflatten(2, (rows // PATCH, columns // PATCH))  # type: ignore[no-untyped-call]
+    grid = tokens_BLC.transpose(1, 2).unflatten(2, (rows // PATCH, columns // PATCH))
     return F.pixel_shuffle(grid, PATCH)
 
 

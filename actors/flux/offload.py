@@ -94,9 +94,9 @@ class CudaQueue:
 
     def __init__(self, device: torch.device, hosts: Sequence[Tensor]) -> None:
         self.device = device
-        self.side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.copied = [torch.cuda.Event() for _ in range(SLOTS)]  # type: ignore[no-untyped-call]
-        self.used = [torch.cuda.Event() for _ in range(SLOTS)]  # type: ignore[no-untyped-call]
+        self.side = torch.cuda.Stream(device)
+        self.copied = [torch.cuda.Event() for _ in range(SLOTS)]
+        self.used = [torch.cuda.Event() for _ in range(SLOTS)]
         pin(hosts)
         weakref.finalize(self, unpin, list(hosts)).atexit = False  # a process that ends unlocks its memory anyway
 
@@ -116,14 +116,14 @@ class CudaQueue:
 
 def pin(hosts: Sequence[Tensor]) -> None:
     """Lock memory in place as it is: torch's own pinned allocator rounds each block up to a power of two."""
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    runtime = torch.cuda.cudart()
     for host in hosts:
         torch.cuda.check_error(int(runtime.cudaHostRegister(host.data_ptr(), host.nbytes, 0)))
 
 
 def unpin(hosts: Sequence[Tensor]) -> None:
     torch.cuda.synchronize()
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    runtime = torch.cuda.cudart()
     for host in hosts:
         torch.cuda.check_error(int(runtime.cudaHostUnregister(host.data_ptr())))
 

@@ -123,9 +123,9 @@ def test_the_demo_ends_with_every_image_verified(
     began = time.monotonic()
     assert shell("demo", "--json") == 0, shell.err
     result = json.loads(shell.out.splitlines()[-1])
-    assert result["jobs"] == {"published": 13, "blocked": 2, "held": 1}
+    assert result["jobs"] == {"published": 14, "blocked": 2, "held": 1}
     assert 0 < result["seconds"] <= time.monotonic() - began
-    assert len(result["artifacts"]) == 13
+    assert len(result["artifacts"]) == 14
     for artifact in result["artifacts"]:
         assert artifact["provenance"] == "Trusted"
         with Image.open(artifact["path"]) as image:
@@ -133,7 +133,7 @@ def test_the_demo_ends_with_every_image_verified(
     index = (tmp_path / "demo-out" / "index.jsonl").read_text().splitlines()
     assert len(index) == 16
     assert shell("verify", "demo-out") == 0
-    assert "13 of 13 are Trusted" in shell.err
+    assert "14 of 14 are Trusted" in shell.err
     first = tmp_path / result["artifacts"][0]["path"]
     first.write_bytes(first.read_bytes()[:-3] + b"xxx")
     assert shell("verify", "demo-out", "--json") == 1
