@@ -131,13 +131,13 @@ def test_the_demo_ends_with_every_image_verified(
         with Image.open(artifact["path"]) as image:
             image.verify()
     index = (tmp_path / "demo-out" / "index.jsonl").read_text().splitlines()
-    assert len(index) == 16
+    assert len(index) == 17
     assert shell("verify", "demo-out") == 0
     assert "14 of 14 are Trusted" in shell.err
     first = tmp_path / result["artifacts"][0]["path"]
     first.write_bytes(first.read_bytes()[:-3] + b"xxx")
     assert shell("verify", "demo-out", "--json") == 1
-    assert [json.loads(line)["verdict"] for line in shell.out.splitlines()].count("Trusted") == 12
+    assert [json.loads(line)["verdict"] for line in shell.out.splitlines()].count("Trusted") == 13
 
 
 def test_what_is_published_is_verified_without_a_running_farm(
