@@ -183,7 +183,9 @@ def _postgres(rule: Rule) -> list[str]:
         f"BEGIN {rule.locks} IF {bad} THEN RAISE EXCEPTION '{rule.message}'"
         f" USING ERRCODE = 'integrity_constraint_violation'; END IF; RETURN {keep}; END"
     )
+    # Planned once, perhaps while the tables are empty: it must not settle for reading them whole.
+    plans = "SET enable_seqscan = off SET plan_cache_mode = force_generic_plan"
     return [
-        f"CREATE OR REPLACE FUNCTION {rule.name}() RETURNS trigger LANGUAGE plpgsql AS $body$ {body} $body$",
+        f"CREATE OR REPLACE FUNCTION {rule.name}() RETURNS trigger LANGUAGE plpgsql {plans} AS $body$ {body} $body$",
         f"CREATE TRIGGER {rule.name} BEFORE {rule.event} ON {rule.table} {each} EXECUTE FUNCTION {rule.name}()",
     ]
