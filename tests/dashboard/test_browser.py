@@ -125,7 +125,7 @@ def test_every_page_is_drawn_without_complaint(
     for name, path in pages.items():
         page.goto(site.url + path)
         page.evaluate("document.querySelectorAll('img').forEach((image) => image.loading = 'eager')")
-        page.wait_for_function("[...document.images].every((image) => image.complete && image.naturalWidth)")
+        page.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
         page.screenshot(path=SHOTS / f"{name}-{device}-{scheme}.png", full_page=True)
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= width, f"{name} is {wide} wide on a {device}"
