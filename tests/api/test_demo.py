@@ -124,7 +124,7 @@ def test_the_demo_ends_with_every_image_verified(
     assert shell("demo", "--json") == 0, shell.err
     result = json.loads(shell.out.splitlines()[-1])
     assert result["jobs"] == {"published": 14, "blocked": 2, "held": 1}
-    assert 0 < result["seconds"] <= time.monotonic() - began
+    assert 0 < result["seconds"] <= time.monotonic() - began + 0.1  # it is rounded
     assert len(result["artifacts"]) == 14
     for artifact in result["artifacts"]:
         assert artifact["provenance"] == "Trusted"
