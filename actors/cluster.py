@@ -26,6 +26,7 @@ from farm.config import Settings
 from farm.errors import BadInput, Conflict, Fault
 from farm.job import Cause
 
+SECRET = ("FARM_", "AWS_", "PG")
 log = logging.getLogger("farm.ray")
 NAMESPACE = "farm"
 OBJECT_STORE_BYTES = 256 << 20  # frames of a few groups; nothing lasting lives in it
@@ -45,6 +46,7 @@ def serve(settings: Settings) -> int:
     with _alone(folder):
         _token(folder)
         _environment(folder)
+        _forget_secrets()
         os.environ |= HEAD_ONLY
         temp = _fresh_temp(folder)
         try:
@@ -55,6 +57,12 @@ def serve(settings: Settings) -> int:
         finally:
             (folder / "address").unlink(missing_ok=True)
             shutil.rmtree(temp, ignore_errors=True)
+
+
+def _forget_secrets() -> None:
+    """Ranks inherit what the head was started with: no database login, no key, no store's credentials."""
+    for name in [name for name in os.environ if name.startswith(SECRET)]:
+        del os.environ[name]
 
 
 def connect(settings: Settings) -> str:

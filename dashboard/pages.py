@@ -140,10 +140,9 @@ def act_on_batch(the: ThePages, who: Person, batch_id: int, action: Annotated[st
 def job(request: Request, the: ThePages, who: Person, job_id: int) -> Response:
     record = _job(the, who, job_id)
     told = [verdict for verdict in record["verdicts"] if verdict["id"] == record["verdict_id"]]
-    picture = _may_see(who, record)
-    return render(
-        request, "job.html", person=who, here="batches", job=record, verdict=told[0] if told else None, picture=picture
-    )
+    context: dict[str, Any] = {"job": record, "verdict": told[0] if told else None, "picture": _may_see(who, record)}
+    # Scores would teach a submitter how to pass the gate.
+    return render(request, "job.html", person=who, here="batches", scores=who.role in MAY_SEE_HELD, **context)
 
 
 @router.get("/images/{job_id}")

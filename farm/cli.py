@@ -122,12 +122,13 @@ def build_api(settings: Settings) -> FastAPI:
     from farm.access import Access
     from farm.api import create_app
     from farm.api.callers import Farm
-    from farm.db import connect
+    from farm.db import connect, migrate
     from farm.insights import Insights
     from farm.job_queue import JobQueue
     from farm.store import open_store
 
     engine = connect(settings.database_url)
+    migrate(engine)
     queue, access, insights = JobQueue(engine), Access(engine), Insights(engine)
     store = open_store(settings.store_url)
     farm = Farm(settings, queue, access, insights, store, catalogue(), default_model(settings))
@@ -151,16 +152,18 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     from actors.host import RemoteGate
     from actors.models import catalogue
     from actors.pool import Pool
-    from farm.db import connect
+    from farm.db import connect, migrate
     from farm.dispatcher import Dispatcher
     from farm.job_queue import JobQueue
     from farm.pipeline import Ports
     from farm.store import open_store
     from provenance.client import SignerClient
 
+    engine = connect(settings.database_url)
+    migrate(engine)
     renderer = Pool(settings, catalogue())
     ports = Ports(
-        queue=JobQueue(connect(settings.database_url)),
+        queue=JobQueue(engine),
         renderer=renderer,
         gate=RemoteGate(settings, "safety.gate:load_gate", [_whole(settings.policy), _whole(settings.encoder)]),
         signer=SignerClient(settings.signer_socket),

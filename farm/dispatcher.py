@@ -52,20 +52,27 @@ class Dispatcher:
         self.ports, self.queue = ports, ports.queue
         self.group, self.workers, self.lease_s, self.clock = group, workers, lease_s, clock
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
-        self.stopping = threading.Event()
+        self.stopping, self.ended = threading.Event(), threading.Event()
+        self.head_signed_at = 0.0
         self.flights: dict[Future[list[Fault]], InFlight] = {}
         self.outages: dict[str, Outage] = {}  # by model, or "" for the whole farm
         self.warm: set[str] = set()
 
     def run(self) -> None:
         """Until `stop()`: what runs then is finished first."""
-        keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
-        keeper.start()
+        threads = [
+            threading.Thread(target=self._repeat, args=(deeds,), name=name, daemon=True)
+            for name, deeds in {"heart": [self._beat], "keeper": [self._tidy, self._seal, self._sign_head]}.items()
+        ]
+        for thread in threads:
+            thread.start()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="group") as pool:
             while not self.stopping.is_set():
                 if not self._survive(lambda: self.step(pool)):
                     self.stopping.wait(IDLE_S)
-        keeper.join(timeout=TIDY_S * 2)
+        self.ended.set()
+        for thread in threads:
+            thread.join(timeout=TIDY_S * 2)
 
     def stop(self) -> None:
         self.stopping.set()
@@ -122,7 +129,7 @@ class Dispatcher:
         until = self.clock() + self.ports.retry_s
         for fault in faults:
             log.warning("%s: %s", fault.cause, fault.detail)
-            if CAUSES[fault.cause] is Payer.ENVIRONMENT:
+            if CAUSES[fault.cause] is Payer.ENVIRONMENT and fault.cause is not Cause.LEASE_LOST:
                 place = model if fault.cause is Cause.WEIGHTS_MISSING else ""
                 self.outages[place] = Outage(fault.cause, fault.detail, until)
 
@@ -133,40 +140,41 @@ class Dispatcher:
             return None
         return outage
 
-    def _keep(self) -> None:
-        """Heartbeats and tidying, in a thread of their own so that no slow group starves them."""
-        signed_at = 0.0
-        while not self.stopping.wait(TIDY_S):
-            self._survive(self._beat)
-            self._survive(self._tidy)
-            if self.clock() >= signed_at + SIGN_HEAD_S:
-                signed_at = self.clock()
-                self._survive(self._sign_head)
+    def _repeat(self, deeds: Sequence[Callable[[], None]]) -> None:
+        """Until the last group has landed. What goes wrong is logged and tried again: a thread that ended
+        in silence would let every lease run out."""
+        while not self.ended.wait(TIDY_S):
+            for deed in deeds:
+                try:
+                    deed()
+                except Exception:
+                    log.exception("%s failed and is tried again", deed.__name__)
 
-    def _beat(self) -> bool:
+    def _beat(self) -> None:
         for flight in list(self.flights.values()):
             first = flight.leases[0]
             seconds = scheduler.lease_seconds(self.lease_s, first.spec.shape_key, len(flight.leases))
             pairs = [(lease.job_id, lease.attempt) for lease in flight.leases]
             if not self.queue.heartbeat(self.owner, pairs, seconds):
                 flight.lost.set()
-        return True
 
-    def _tidy(self) -> bool:
+    def _tidy(self) -> None:
         self.queue.expire()
         self.queue.finish_cancelled()
         self.queue.collect_abandoned()
+
+    def _seal(self) -> None:
         events.seal(self.queue.engine)
         audit.seal(self.queue.engine)
-        outage = next(iter(self.outages.values()), None)
-        state = "waiting" if outage else "ready"
-        detail = f"{outage.cause}: {outage.detail}" if outage else f"{len(self.flights)} groups in flight"
-        self.queue.beat(self.owner, "dispatcher", state, detail)
-        return True
+        outage = self.outages.get("")
+        waits = outage is not None and self.clock() < outage.until
+        detail = f"{outage.cause}: {outage.detail}" if outage and waits else f"{len(self.flights)} groups in flight"
+        self.queue.beat(self.owner, "dispatcher", "waiting" if waits else "ready", detail)
 
-    def _sign_head(self) -> bool:
-        audit.sign_head(self.queue.engine, self.ports.signer)
-        return True
+    def _sign_head(self) -> None:
+        if self.clock() >= self.head_signed_at + SIGN_HEAD_S:
+            self.head_signed_at = self.clock()
+            audit.sign_head(self.queue.engine, self.ports.signer)
 
     def _survive(self, step: Callable[[], bool]) -> bool:
         """A database that is away delays the loop; it does not end it."""

@@ -17,6 +17,7 @@ from farm import child
 from farm.job import FORMATS
 from farm.ports import Frame
 
+MAX_RATIO = 16
 ACCEPTED = [name.upper() for name in FORMATS]
 
 
@@ -64,6 +65,9 @@ def _open_limited(data: bytes, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height}"
         child.refuse(f"the picture has {size} pixels, more than {max_pixels:,}", "send a smaller picture")
+    if max(image.size) > MAX_RATIO * min(image.size):
+        # The gate looks at squares of the short side: a thread of pixels would make millions of them.
+        child.refuse(f"the picture is {image.width}x{image.height}, too long and thin", f"at most {MAX_RATIO} to 1")
     try:
         image.load()
     except (OSError, ValueError, SyntaxError, EOFError) as error:

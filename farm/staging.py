@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -178,7 +179,8 @@ class Staging:
         with reading(self.engine) as connection:
             abandoned = list(connection.execute(unfinished).scalars())
         for batch_id in abandoned:
-            self.discard(batch_id)
+            with contextlib.suppress(Conflict):  # another dispatcher was quicker
+                self.discard(batch_id)
         return len(abandoned)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import fsspec
 
-from farm.errors import Fault, NotFound
+from farm.errors import FarmError, Fault, NotFound
 from farm.job import Cause
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -87,8 +87,10 @@ def _as_fault(url: str) -> Iterator[None]:
     """A store that cannot be used is nobody's fault: the work waits (law 9)."""
     try:
         yield
-    except OSError as error:
-        full = error.errno in FULL
+    except FarmError:
+        raise
+    except Exception as error:  # each remote file system raises kinds of its own
+        full = getattr(error, "errno", None) in FULL
         cause = Cause.STORE_FULL if full else Cause.STORE_DOWN
         fix = "free some space" if full else "check that it can be reached and written"
         raise Fault(cause, f"the store {url} cannot be used: {error}: {fix}") from error

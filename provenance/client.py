@@ -87,7 +87,9 @@ def _trouble(route: str, answer: _Answer) -> Exception:
     problem = answer.json() if told else {"detail": f"the signer failed with status {answer.status}"}
     if route == "/salt" and answer.status == http.client.NOT_FOUND:
         return NotFound(problem["detail"])
-    return Fault(Cause(problem.get("cause", Cause.SIGN_REFUSED)), problem["detail"])
+    # A refusal is about the job; a signer that fails is an outage, and nobody's fault (law 9).
+    default = Cause.SIGNER_DOWN if answer.status >= http.client.INTERNAL_SERVER_ERROR else Cause.SIGN_REFUSED
+    return Fault(Cause(problem.get("cause", default)), problem["detail"])
 
 
 def _signed(answer: _Answer) -> Signed:

@@ -66,6 +66,11 @@ def test_a_decompression_bomb_is_refused_by_its_size() -> None:
         pictures.inspect(bomb(60_000), 1_000)
 
 
+def test_a_thread_of_pixels_is_refused_because_the_gate_would_cut_it_into_millions_of_views() -> None:
+    with pytest.raises(BadInput, match="too long and thin"):
+        pictures.inspect(encoded(Image.new("RGB", (4000, 1))), 10_000_000)
+
+
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", bomb(10)[:-30]])
 def test_what_is_no_picture_is_refused(data: bytes) -> None:
     with pytest.raises(BadInput):

@@ -198,3 +198,28 @@ def test_an_error_nobody_foresaw_is_kept_with_the_job_and_does_not_loop(ports: F
     submit(ports, NewJob(line=1, spec=spec()))
     dispatch_until(Dispatcher(ports, group=1, workers=1), lambda: states(ports) == {State.FAILED.value: 1})
     assert all("nobody foresaw this" in row["detail"] for row in rows(ports, JOB_FAULT))
+
+
+def test_a_deed_that_fails_in_the_background_is_tried_again_and_leases_stay_alive(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[int] = []
+
+    def refuse(seq: int, sha256: str) -> str:
+        failures.append(seq)
+        raise away(Cause.SIGN_REFUSED)
+
+    monkeypatch.setattr("farm.dispatcher.TIDY_S", 0.05)
+    monkeypatch.setattr("farm.dispatcher.SIGN_HEAD_S", 0.0)
+    monkeypatch.setattr(ports.signer, "sign_audit_head", refuse)
+    dispatcher = Dispatcher(ports, group=1, workers=1)
+    submit(ports, NewJob(line=1, spec=spec()))
+    dispatch_until(dispatcher, lambda: states(ports) == {"published": 1} and len(failures) > 2)
+
+
+def test_one_projects_cancelled_job_holds_nobody_else_up(ports: FakePorts) -> None:
+    dispatcher = Dispatcher(ports)
+    dispatcher._learn("tiny", [away(Cause.LEASE_LOST)])
+    assert dispatcher.outages == {}
+    dispatcher._learn("tiny", [away(Cause.WEIGHTS_MISSING)])
+    assert set(dispatcher.outages) == {"tiny"}

@@ -59,3 +59,17 @@ def test_free_space_is_known_before_the_folder_exists(tmp_path: Path) -> None:
     room = free_bytes(open_store(f"file://{tmp_path}/not/yet"))
     assert room is not None
     assert room > 0
+
+
+def test_whatever_a_remote_store_raises_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    class EndpointGoneError(Exception):
+        """Clients of remote stores raise kinds of their own, which are no OSError."""
+
+    def gone(path: str) -> bool:
+        raise EndpointGoneError("no route")
+
+    store = open_store("memory://remote")
+    monkeypatch.setattr(store.fs, "exists", gone)
+    with pytest.raises(Fault) as caught:
+        store.put(b"picture")
+    assert caught.value.cause is Cause.STORE_DOWN

@@ -60,4 +60,5 @@ def _still_known(request: Request) -> bool:
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("seq", "kind", "batch_id", "job_id", "data", "created_at")}
+    shown = {name: row[name] for name in ("seq", "kind", "batch_id", "job_id", "created_at")}
+    return shown | {"data": {name: value for name, value in row["data"].items() if name != "owner"}}

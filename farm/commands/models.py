@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from farm.commands.output import as_json, facts, table
+from farm.commands.output import as_json, table
 from farm.errors import BadInput, nearest
 
 models = typer.Typer(help="The models the farm knows, and the files they need.")
@@ -51,12 +51,38 @@ def models_check(path: Annotated[Path, typer.Argument(metavar="PATH")], json_: J
     if json_:
         as_json(report)
     else:
-        facts({name: value for name, value in report.items() if not isinstance(value, list)})
-        for part in report["parts"]:
-            print()
-            facts(part)
+        _print_report(report)
     if not report["complete"]:
         raise typer.Exit(1)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """What it is, part by part, what is wrong with it, and the memory it needs."""
+    print(
+        f"{report['path']}: {report['model']}, {report['container']}, {report['precision']}, {_size(report['nbytes'])}"
+    )
+    table([_part(part) for part in report["parts"]], ["part", "precision", "size", "loads", "files"])
+    for part in report["parts"]:
+        for kind, names in part["differences"].items():
+            if names:
+                print(f"{part['part']}: {len(names)} {kind.replace('_', ' ')}: {', '.join(map(str, names[:5]))}")
+    for word in ("problems", "absent", "known"):
+        for said in report[word]:
+            print(f"{word.removesuffix('s')}: {said}")
+    gpus = ", ".join(f"{count}: {_size(needed)}" for count, needed in report["memory_per_gpu"].items())
+    print(f"memory of the first of so many GPUs: {gpus}; with blocks streamed: {_size(report['memory_streamed'])}")
+    print(f"would load: {'yes' if report['loads'] else 'no'}; all parts there: {'yes' if report['complete'] else 'no'}")
+
+
+def _part(part: dict[str, Any]) -> dict[str, str]:
+    files = ", ".join(Path(file).name for file in part["files"])
+    loads = "yes" if part["loads"] else part["problem"] or "no"
+    said = {"part": part["part"], "precision": part["precision"], "size": _size(part["nbytes"])}
+    return said | {"loads": loads, "files": files}
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def bench(context: typer.Context, name: Annotated[str, typer.Argument(metavar="queue|denoise")]) -> None:

@@ -31,7 +31,8 @@ VERIFIED = """EXISTS (
       AND v.job_id = NEW.id AND v.stage = 'frame' AND v.subject = a.frame_sha256 {more})"""
 # The gate allowed this very frame and had nothing against anything else of that attempt ...
 ALLOWED = """v.outcome = 'allow' AND NOT EXISTS (
-    SELECT 1 FROM verdict o WHERE o.job_id = v.job_id AND o.attempt = v.attempt AND o.outcome <> 'allow')"""
+    SELECT 1 FROM verdict o WHERE o.job_id = v.job_id AND o.attempt = v.attempt AND o.outcome <> 'allow')
+    AND NOT EXISTS (SELECT 1 FROM decision said WHERE said.job_id = NEW.id)"""
 # ... or a person approved a picture with these very pixels, and it is that person's last word on the job.
 APPROVED = """EXISTS (
     SELECT 1 FROM decision d JOIN artifact seen ON seen.id = d.artifact_id

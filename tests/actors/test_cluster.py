@@ -133,3 +133,15 @@ def test_a_lost_head_is_an_outage_and_the_next_one_is_joined(settings: Settings,
                 each.terminate()
                 each.wait(30)
         joined(settings)
+
+
+def test_ranks_inherit_no_login_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {
+        "FARM_DATABASE": "postgresql://u:p@h/d",
+        "PGPASSWORD": "p",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "HOME": "/h",
+    }
+    monkeypatch.setattr(os, "environ", environment)
+    cluster._forget_secrets()
+    assert environment == {"HOME": "/h"}

@@ -22,7 +22,7 @@ from farm.errors import Conflict, Fault, NotFound
 from farm.job import Cause, State
 from farm.ports import Frame, Outcome, Stage
 from farm.tables import AuditHead, Decision, Job
-from provenance import keys, manifest
+from provenance import client, keys, manifest
 from provenance.client import SignerClient
 from provenance.signer import listen
 from provenance.signing import Signing
@@ -372,3 +372,12 @@ def test_a_missing_parent_file_is_the_jobs_fault_not_a_crash(farm: Farm, refused
     assert fault.cause is Cause.SIGN_REFUSED
     assert upload.key in fault.detail
     assert OWNER not in fault.detail
+
+
+@pytest.mark.parametrize(
+    ("status", "cause"), [(500, Cause.SIGNER_DOWN), (503, Cause.SIGNER_DOWN), (403, Cause.SIGN_REFUSED)]
+)
+def test_a_signer_that_fails_is_an_outage_and_one_that_refuses_is_not(status: int, cause: Cause) -> None:
+    trouble = client._trouble("/sign", client._Answer(status, {}, b""))
+    assert isinstance(trouble, Fault)
+    assert trouble.cause is cause
