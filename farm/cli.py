@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import typer
 from typer.exceptions import TyperException
 
-from farm.commands import batches, demo, doctor, models, verifying
+from farm.commands import access, batches, demo, doctor, models, verifying
 from farm.commands.output import say
 from farm.errors import BadInput, FarmError, Fault, Unavailable
 from farm.job import Cause
@@ -233,6 +233,7 @@ THEIR_OWN = NUMBERS | {"allow_extra_args": True, "help_option_names": []}  # ben
 app.command(context_settings=NUMBERS)(batches.priority)
 app.command(context_settings=THEIR_OWN)(models.bench)
 app.add_typer(models.models, name="models")
+app.add_typer(access.access, name="access")
 
 
 if __name__ == "__main__":

@@ -160,3 +160,16 @@ def test_cards_are_values() -> None:
     assert replace(DEV) == DEV
     with pytest.raises(AttributeError):
         DEV.steps = 3  # type: ignore[misc]
+
+
+def test_a_checked_folder_is_told_in_words_that_a_person_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    from farm.cli import _run
+
+    tiny = Path(models.__file__).parent / "tiny" / "models"
+    assert _run(["models", "check", str(tiny)]) == 0
+    said = capsys.readouterr().out
+    assert "FLUX.1 of 2 + 4 blocks" in said
+    assert "would load: yes; all parts there: yes" in said
+    assert "{" not in said
+    assert _run(["models", "check", str(tiny / "vae")]) == 1
+    assert "absent: transformer" in capsys.readouterr().out
