@@ -114,10 +114,11 @@ class Control:
         # Locked first: a cancel that commits meanwhile would leave the job queued where no lane is open.
         mine = select(JOB.c.batch_id).where(JOB.c.id.in_(job_ids))
         batches = select(BATCH.c.id, BATCH.c.state).where(BATCH.c.id.in_(mine)).order_by(BATCH.c.id)
-        for batch in connection.execute(batches.with_for_update(read=True)):
-            if batch.state == "cancelled":
-                raise Conflict(f"batch {batch.id} is cancelled", fix="submit it again")
+        locked = connection.execute(batches.with_for_update(read=True)).all()
+        cancelled = {batch.id for batch in locked if batch.state == "cancelled"}
         rows = [row for row in moves.lock(connection, job_ids).values() if State(row.state) in states]
+        if gone := cancelled & {row.batch_id for row in rows}:
+            raise Conflict(f"batch {min(gone)} is cancelled", fix="submit it again")
         moves.apply(connection, [Move(row, State.QUEUED, forgiven=row.attempt) for row in rows], now)
         for row in rows:
             audit.append(connection, row.project_id, by, "retry", f"job {row.id}", now)
