@@ -35,7 +35,7 @@ from farm.errors import Fault
 from farm.job import Cause
 from farm.migrations import triggers as law1
 
-BUSY_S = 10.0  # how long one statement waits for another's lock
+BUSY_S = 30.0  # how long one statement waits for another's lock; SQLite is not fair, and a slow disk makes it less so
 TRIES = 5  # of a transaction that PostgreSQL chose as the victim of a deadlock
 MIGRATION_LOCK, EVENT_LOCK, AUDIT_LOCK = 0xFA12, 0xFA13, 0xFA14
 # What SQLite says when the trouble lies around the database and not in the statement.
