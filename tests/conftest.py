@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import create_engine, make_url, text
 
 from benchmarks import postgres
 from farm.db import connect, migrate
 from farm.tables import METADATA
+
+settings.register_profile("farm", deadline=None)  # a busy machine is not a defect
+settings.load_profile("farm")
 
 _numbers = itertools.count(1)
 

@@ -77,7 +77,7 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
         pictures.inspect(data, 1_000_000)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_a_damaged_file_is_a_picture_or_a_refusal(data: st.DataObject) -> None:
     whole = bytearray(encoded(Image.linear_gradient("L").resize((16, 16)).convert("RGB"), "JPEG"))

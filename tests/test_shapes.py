@@ -23,14 +23,14 @@ def one(
 
 
 @given(SEEDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_checker_finds_every_drawn_scene_right(seed: int) -> None:
     scene = invent(random.Random(seed))
     assert all(judge(scene, draw(scene)).values()), scene
 
 
 @given(SEEDS, st.sampled_from(list(KINDS)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_checker_finds_every_drawn_edit_made_and_the_rest_kept(seed: int, kind: str) -> None:
     edit = invent_edit(random.Random(seed), kind)
     before, after = draw(edit.before), draw(edit.after)
@@ -39,7 +39,7 @@ def test_the_checker_finds_every_drawn_edit_made_and_the_rest_kept(seed: int, ki
 
 
 @given(SEEDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_scenes_are_what_the_model_can_draw(seed: int) -> None:
     scene = invent(random.Random(seed))
     assert (scene.width, scene.height) in CANVASES
@@ -55,7 +55,7 @@ def test_scenes_are_what_the_model_can_draw(seed: int) -> None:
 
 
 @given(SEEDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_sentence_names_what_the_scene_shows(seed: int) -> None:
     rng = random.Random(seed)
     scene = invent(rng)
@@ -70,7 +70,7 @@ def test_a_sentence_names_what_the_scene_shows(seed: int) -> None:
 
 
 @given(SEEDS, st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_training_and_evaluation_share_no_sentence(seed: int, held_out: bool) -> None:
     rng = random.Random(seed)
     assert is_held_out(seen_sentence(rng, invent(rng), held_out)) == held_out
@@ -84,7 +84,7 @@ def test_capitals_and_full_stops_make_no_new_sentence() -> None:
 
 
 @given(SEEDS, st.sampled_from(list(KINDS)))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_an_edit_changes_one_thing(seed: int, kind: str) -> None:
     edit = invent_edit(random.Random(seed), kind)
     before, after = edit.before, edit.after

@@ -63,7 +63,7 @@ def write_header(path: Path, table: dict[str, tuple[str, list[int]]], metadata: 
         file.truncate(8 + len(text) + at)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(table=tensors, metadata=quantisation)
 def test_every_table_of_tensors_gets_a_report_and_nothing_loads(
     tmp_path_factory: pytest.TempPathFactory, table: dict[str, tuple[str, list[int]]], metadata: str | None
@@ -78,7 +78,7 @@ def test_every_table_of_tensors_gets_a_report_and_nothing_loads(
             load(path, None, "cpu", torch.float32)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     changes=st.dictionaries(st.sampled_from(CHANGED), st.none() | described, min_size=1, max_size=4),
     metadata=quantisation,

@@ -158,7 +158,7 @@ entries = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     header=st.dictionaries(st.text(max_size=12) | st.just("__metadata__"), entries | json_values, max_size=4)
     | json_values,
@@ -169,7 +169,7 @@ def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, h
     read_or_refused(file_of(tmp_path_factory.getbasetemp(), header, data))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "y.safetensors"
@@ -177,7 +177,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
     read_or_refused(path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(at=st.integers(0, 120), value=st.integers(0, 255), cut=st.integers(0, 130))
 def test_any_damage_to_a_good_file_is_survived(
     tmp_path_factory: pytest.TempPathFactory, at: int, value: int, cut: int

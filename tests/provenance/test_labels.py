@@ -25,7 +25,7 @@ def frames(draw: st.DrawFn) -> Frame:
     return Frame(width, height, draw(st.binary(min_size=size, max_size=size)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(frame=frames(), kind=st.sampled_from(sorted(FORMATS)))
 def test_one_frame_always_gives_the_same_file(frame: Frame, kind: str) -> None:
     data = labels.encode(frame, kind, manifest.GENERATED)

@@ -143,7 +143,7 @@ def test_a_claimed_type_is_not_believed(ours: Keys, signed: dict[str, bytes]) ->
     assert (found.verdict, found.codes, found.mime) == ("Invalid", ("farm.type.mismatch",), "image/png")
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(sorted(FORMATS)), where=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255))
 def test_no_flipped_byte_changes_what_a_trusted_file_says(
     kind: str, where: float, bits: int, ours: Keys, signed: dict[str, bytes]
@@ -164,7 +164,7 @@ def test_no_flipped_byte_changes_what_a_trusted_file_says(
         assert shown == pixels(signed[kind])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(sorted(FORMATS)), at=st.integers(0, 10**6), bits=st.integers(1, 255))
 def test_no_flip_outside_the_manifest_is_trusted(
     kind: str, at: int, bits: int, ours: Keys, signed: dict[str, bytes]
@@ -175,7 +175,7 @@ def test_no_flip_outside_the_manifest_is_trusted(
     assert verify_bytes(bytes(data), None, ours.root).verdict in {"Invalid", "Unreadable", "NoManifest"}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x20\0\0\0WEBP"]),
     rest=st.binary(max_size=300),

@@ -208,7 +208,7 @@ def test_nothing_accepted_is_lost_and_nothing_is_published_twice(template: Path)
     seen: Counter[str] = Counter()
 
     @given(STEPS)
-    @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, derandomize=True, suppress_health_check=list(HealthCheck))
     def walk_and_check(steps: list[tuple[Step, int]]) -> None:
         with TemporaryDirectory() as folder:
             shutil.copy(template, folder)
