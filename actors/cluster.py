@@ -109,11 +109,19 @@ def _join(address: str) -> str:
         if _port(ray.get_runtime_context().gcs_address) == _port(address):
             return _connection()
         ray.shutdown()
+    _outlive()
     try:
         ray.init(address=_literal(address), namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise Fault(Cause.RAY_GONE, f"cannot join Ray at {address}: {error}") from error
     return _connection()
+
+
+def _outlive() -> None:
+    """On a lost connection Ray ends a process whose "raylet" is gone: the one named here, or else its parent where that
+    is init, as under systemd. This process goes on without Ray, so it names itself."""
+    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
+    _read_again()
 
 
 def _connection() -> str:
@@ -155,6 +163,10 @@ def _environment(folder: Path) -> None:
     os.environ.pop("RAY_AUTH_TOKEN", None)
     os.environ.pop("RAY_ADDRESS", None)
     os.environ |= TOKEN_MODE | {"RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+    _read_again()
+
+
+def _read_again() -> None:
     if "ray" in sys.modules:
         raylet: Any = importlib.import_module("ray._raylet")
         raylet.Config.initialize("")

@@ -17,7 +17,7 @@ from farm.config import Settings
 from farm.errors import BadInput, Conflict, Fault
 from farm.job import Cause
 from farm.ports import Rendered
-from tests.actors.conftest import CARDS, head, joined, request_of, session_folder
+from tests.actors.conftest import CARDS, head, joined, request_of, session_folder, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
 LONGEST_SOCKET = 107
@@ -27,11 +27,31 @@ ray.init(address=sys.argv[1], log_to_driver=False)
 print("joined", ray.cluster_resources())
 """
 
+ORPHAN = """
+import sys, time
+from pathlib import Path
+import ray
+from actors import cluster
+from farm.config import Settings
+from farm.errors import Fault
+settings, note = Settings(home=Path(sys.argv[1])), Path(sys.argv[2])
+try:
+    while cluster.connect(settings):
+        note.write_text("joined")
+        time.sleep(0.2)
+except Fault:
+    note.write_text("outlived it")
+"""
+
 
 def processes(settings: Settings) -> list[psutil.Process]:
     """Every process of this home's Ray, told by its session folder."""
     mark = str(session_folder(settings))
     return [process for process in psutil.process_iter() if mark in " ".join(command(process))]
+
+
+def said(note: Path) -> str:
+    return note.read_text() if note.exists() else ""
 
 
 def command(process: psutil.Process) -> list[str]:
@@ -109,6 +129,10 @@ def test_a_lost_head_is_an_outage_and_the_next_one_is_joined(settings: Settings,
     again: subprocess.Popen[bytes] | None = None
     try:
         joined(own)
+        orphan = tmp_path / "orphan"
+        argv = [sys.executable, "-c", ORPHAN, str(own.home), str(orphan)]
+        subprocess.run(["sh", "-c", '"$@" &', "sh", *argv], check=True)  # its parent is init, as under systemd
+        until(lambda: said(orphan) == "joined", 60.0)
         pool = Pool(own, CARDS, shard="tests.actors.fakes:load_flat")
         (first,) = pool.render([request_of("a")], lambda: False)
         assert isinstance(first, Rendered)
@@ -121,6 +145,7 @@ def test_a_lost_head_is_an_outage_and_the_next_one_is_joined(settings: Settings,
         with pytest.raises(Fault) as caught:
             pool.render([request_of("a")], lambda: False)
         assert caught.value.cause is Cause.RAY_GONE
+        until(lambda: said(orphan) == "outlived it")
         again = head(own)
         joined(own)
         (second,) = pool.render([request_of("a")], lambda: False)

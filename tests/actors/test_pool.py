@@ -19,7 +19,7 @@ from farm.config import Settings
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Rendered, RenderRequest
-from tests.actors.conftest import CARDS, request_of
+from tests.actors.conftest import CARDS, request_of, until
 
 # Ray warns, of itself, that it will one day stop hiding devices from actors that asked for none.
 pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
@@ -41,13 +41,6 @@ def pool(settings: Settings) -> Iterator[Pool]:
     for lane in pool.lanes.values():
         pool._remove(lane)
     until(lambda: not groups())
-
-
-def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.05)
 
 
 def groups() -> list[str]:
