@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from dashboard.auth import person
 from farm import events
 from farm.access import KeyView
+from farm.tables import MAX_ID
 
 router = APIRouter()
 POLL_S = 1.0
+Batch = Annotated[int | None, Query(ge=1, le=MAX_ID)]
 SILENCE = 15  # polls without news, after which a comment keeps the connection open
 
 
@@ -25,7 +27,7 @@ def _person(request: Request) -> KeyView:
 
 @router.get("/live")
 async def changes(
-    request: Request, who: Annotated[KeyView, Depends(_person)], batch: int | None = None
+    request: Request, who: Annotated[KeyView, Depends(_person)], batch: Batch = None
 ) -> StreamingResponse:
     stream = _changes(request, who.project_id, batch)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})

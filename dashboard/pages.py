@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Form, Request
+from fastapi import APIRouter, Depends, Form, Path, Query, Request
 from fastapi.responses import RedirectResponse
 from starlette.responses import Response
 from starlette.templating import Jinja2Templates
@@ -20,6 +20,7 @@ from farm.insights import Insights
 from farm.job import State
 from farm.job_queue import JobQueue
 from farm.ports import Store
+from farm.tables import MAX_ID
 
 router = APIRouter()
 POLICY = "default-src 'self'; img-src 'self'; style-src 'self'; script-src 'self'; object-src 'none'; base-uri 'none'"
@@ -31,6 +32,9 @@ HEADERS = {
 PAGE = 60
 MAY_SEE_HELD = ("reviewer", "operator")
 MONTH_S = 30 * 24 * 3600
+Id = Annotated[int, Path(ge=1, le=MAX_ID)]
+Before = Annotated[int | None, Query(ge=0, le=MAX_ID)]
+After = Annotated[int, Query(ge=0, le=MAX_ID)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def sign_out() -> Response:
 
 
 @router.get("/")
-def gallery(request: Request, the: ThePages, who: Person, before: int | None = None) -> Response:
+def gallery(request: Request, the: ThePages, who: Person, before: Before = None) -> Response:
     found = the.insights.gallery(who.project_id, limit=PAGE + 1, before=before)
     images, older = contexts.page_on(found, PAGE)
     return render(
@@ -99,7 +103,7 @@ def gallery(request: Request, the: ThePages, who: Person, before: int | None = N
 
 
 @router.get("/batches")
-def batches(request: Request, the: ThePages, who: Person, before: int | None = None) -> Response:
+def batches(request: Request, the: ThePages, who: Person, before: Before = None) -> Response:
     found = the.insights.batches(who.project_id, before=before, limit=PAGE + 1)
     shown, older = contexts.page_on(found, PAGE)
     views = [contexts.batch_view(record) for record in shown]
@@ -108,7 +112,7 @@ def batches(request: Request, the: ThePages, who: Person, before: int | None = N
 
 @router.get("/batches/{batch_id}")
 def batch(
-    request: Request, the: ThePages, who: Person, batch_id: int, state: str | None = None, after: int = 0
+    request: Request, the: ThePages, who: Person, batch_id: Id, state: str | None = None, after: After = 0
 ) -> Response:
     if state is not None and state not in set(State):
         raise BadInput(f"unknown state {state!r}", field="state", fix=nearest(state, State))
@@ -120,7 +124,7 @@ def batch(
 
 
 @router.post("/batches/{batch_id}", dependencies=[Depends(same_site)])
-def act_on_batch(the: ThePages, who: Person, batch_id: int, action: Annotated[str, Form()]) -> Response:
+def act_on_batch(the: ThePages, who: Person, batch_id: Id, action: Annotated[str, Form()]) -> Response:
     _batch(the, who, batch_id)
     if who.role == "reviewer":
         raise Forbidden("a reviewer does not run batches", fix="sign in with a submitter's or operator's key")
@@ -137,7 +141,7 @@ def act_on_batch(the: ThePages, who: Person, batch_id: int, action: Annotated[st
 
 
 @router.get("/jobs/{job_id}")
-def job(request: Request, the: ThePages, who: Person, job_id: int) -> Response:
+def job(request: Request, the: ThePages, who: Person, job_id: Id) -> Response:
     record = _job(the, who, job_id)
     told = [verdict for verdict in record["verdicts"] if verdict["id"] == record["verdict_id"]]
     context: dict[str, Any] = {"job": record, "verdict": told[0] if told else None, "picture": _may_see(who, record)}
@@ -146,7 +150,7 @@ def job(request: Request, the: ThePages, who: Person, job_id: int) -> Response:
 
 
 @router.get("/images/{job_id}")
-def image(request: Request, the: ThePages, who: Person, job_id: int) -> Response:
+def image(request: Request, the: ThePages, who: Person, job_id: Id) -> Response:
     """The signed file as it lies in the store: never encoded again, because that would break its signature."""
     record = _job(the, who, job_id)
     if not _may_see(who, record):

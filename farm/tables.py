@@ -17,6 +17,7 @@ from farm.ports import Outcome, Stage
 
 # SQLite only counts up by itself on INTEGER; PostgreSQL wants 64 bits.
 BIG = BigInteger().with_variant(Integer, "sqlite")
+MAX_ID = 2**63 - 1  # a larger number is no id and no place in a list: neither database can even look for it
 NEVER_AGAIN = {"sqlite_autoincrement": True}  # an id that was given once is not given again, even if its row is deleted
 
 BATCH_STATES = ("staging", "open", "paused", "cancelled", "discarded")

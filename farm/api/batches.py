@@ -11,15 +11,17 @@ from starlette.concurrency import run_in_threadpool
 from farm import intake
 from farm.api.bodies import spool
 from farm.api.callers import Caller, Farm, TheFarm
-from farm.api.jobs import Limit, StateFilter, page
+from farm.api.jobs import After, Limit, StateFilter, page
 from farm.errors import NotFound
 from farm.intake import Receipt, Rules, Submission
 from farm.lines import MAX_PRIORITY
+from farm.tables import MAX_ID
 
 router = APIRouter(prefix="/batches", tags=["batches"])
 MAX_BYTES = 2 << 30
 IN_MEMORY = 1 << 20  # a larger body goes to the disk while it comes
-BatchId = Annotated[int, Path(ge=1, lt=2**63)]
+BatchId = Annotated[int, Path(ge=1, le=MAX_ID)]
+Before = Annotated[int | None, Query(ge=1, le=MAX_ID)]
 Name = Annotated[str, Query(max_length=200)]
 Reason = Annotated[str, Query(max_length=500)]
 Priority = Annotated[int, Query(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
@@ -64,9 +66,7 @@ def _receipt(receipt: Receipt) -> dict[str, Any]:
 
 
 @router.get("")
-def list_batches(
-    farm: TheFarm, who: Caller, after: Annotated[int | None, Query(ge=1)] = None, limit: Limit = 100
-) -> dict[str, Any]:
+def list_batches(farm: TheFarm, who: Caller, after: Before = None, limit: Limit = 100) -> dict[str, Any]:
     """List batches, the newest first; `after` is the `next` of the page before."""
     return page(farm.insights.batches(who.project_id, before=after, limit=limit), limit)
 
@@ -83,7 +83,7 @@ def list_batch_jobs(
     who: Caller,
     batch_id: BatchId,
     state: StateFilter = None,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: After = 0,
     limit: Limit = 100,
 ) -> dict[str, Any]:
     """List the jobs of a batch, in the order of its lines."""
@@ -93,7 +93,7 @@ def list_batch_jobs(
 
 @router.get("/{batch_id}/bad-lines")
 def list_bad_lines(
-    farm: TheFarm, who: Caller, batch_id: BatchId, after: Annotated[int, Query(ge=0)] = 0, limit: Limit = 100
+    farm: TheFarm, who: Caller, batch_id: BatchId, after: After = 0, limit: Limit = 100
 ) -> dict[str, Any]:
     """List the lines that `skip_bad` left out, and why."""
     _own(farm, who.project_id, batch_id)

@@ -11,11 +11,12 @@ from farm.access import KeyView
 from farm.api.callers import Caller, Farm, TheFarm, may
 from farm.errors import BadInput, Conflict, Forbidden, NotFound, nearest
 from farm.job import State
+from farm.tables import MAX_ID
 
 router = APIRouter(tags=["jobs"])
 Limit = Annotated[int, Query(ge=1, le=500)]
-After = Annotated[int, Query(ge=0)]
-JobId = Annotated[int, Path(ge=1, lt=2**63)]
+After = Annotated[int, Query(ge=0, le=MAX_ID)]
+JobId = Annotated[int, Path(ge=1, le=MAX_ID)]
 OPEN = {State.PUBLISHED}
 CASES = {State.HELD, State.APPROVED, State.REJECTED, State.UNLISTED}  # for those who judge
 JUDGES_ONLY = {"margin", "probability", "view"}  # how close a picture came to a rule would teach how to pass it

@@ -6,24 +6,27 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from farm import events
 from farm.api.callers import Caller, TheFarm, caller
 from farm.errors import BadInput, Unauthorized
+from farm.tables import MAX_ID
 
 router = APIRouter(tags=["events"])
 POLL_S = 0.5
 AT_ONCE = 500
+DIGITS = 18  # of the number of an event: more would fit no database
+Number = Annotated[int | None, Query(ge=0, le=MAX_ID)]
 
 
-def first_seq(request: Request, after: int | None = None, last_event_id: Annotated[str, Header()] = "") -> int | None:
+def first_seq(after: Number = None, last_event_id: Annotated[str, Header()] = "") -> int | None:
     """Where to start: after the last event the reader has seen. Named by neither header nor parameter: from now on."""
     if not last_event_id:
         return after
-    if not last_event_id.isdecimal():
+    if not last_event_id.isdecimal() or len(last_event_id) > DIGITS:
         raise BadInput("must be the number of an event", field="Last-Event-ID", fix="send the last `id:` you got")
     return int(last_event_id)
 
@@ -34,7 +37,7 @@ async def follow(
     farm: TheFarm,
     who: Caller,
     start: Annotated[int | None, Depends(first_seq)],
-    batch: int | None = None,
+    batch: Number = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Follow what happens, as server-sent events; Last-Event-ID or `after` replays what was missed."""
     engine = farm.queue.engine

@@ -10,8 +10,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from farm.errors import FarmError, Fault
+from farm.errors import BadInput, FarmError, Fault
 from farm.job import CAUSES, Payer
 
 MEDIA_TYPE = "application/problem+json"
@@ -24,10 +25,23 @@ log = logging.getLogger("farm.api")
 
 
 def install(app: FastAPI) -> None:
+    app.add_middleware(NoNul)
     app.add_exception_handler(FarmError, _farm_error)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _crash)
+
+
+class NoNul:
+    """Refuses U+0000 in a path or a query: PostgreSQL keeps no text with it, no file's name holds it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        nul = "\0" in scope.get("path", "") or b"%00" in scope.get("query_string", b"")
+        refusal = response(BadInput("the address holds the character U+0000", fix="remove it")) if nul else None
+        await (refusal or self.app)(scope, receive, send)
 
 
 def response(error: FarmError) -> JSONResponse:

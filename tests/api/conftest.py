@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,21 @@ def picture(width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    engine = connect(f"sqlite:///{tmp_path}/farm.db")
+    url = f"sqlite:///{tmp_path}/farm.db"
+    engine = connect(url)
     migrate(engine)
+    engine.dispose()
+    with world_on(url, tmp_path) as world:
+        yield world
+
+
+@contextmanager
+def world_on(url: str, home: Path) -> Iterator[World]:
+    """The same small world on any migrated database."""
+    engine = connect(url)
     access = Access(engine)
-    settings = Settings(home=tmp_path, max_upload_mb=1, max_pixels_in=10_000)
-    store = open_store(f"file://{tmp_path}/store")
+    settings = Settings(home=home, max_upload_mb=1, max_pixels_in=10_000)
+    store = open_store(f"file://{home}/store")
     farm = Farm(settings, JobQueue(engine), access, Insights(engine), store, CATALOGUE, "tiny")
     with TestClient(create_app(farm)) as client:
         world = World(client, farm)
