@@ -2,7 +2,8 @@
 
 gallery   images (records of Insights.gallery), older (the id to page on from, or None), newest (the first page?)
 batches   batches (BatchView), older
-batch     batch (BatchView), jobs (records of Insights.jobs), only (the state shown, or None), more (to page on from)
+batch     batch (BatchView), runs (may this person steer it), jobs (records of Insights.jobs), only (the state shown, or
+          None), more (to page on from)
 job       job (the record of Insights.job), verdict (of its frame or prompt), picture (may this person see it),
           scores (and the gate's figures)
 signin    wrong (why the last try failed, or None), after (where to go then)

@@ -14,8 +14,8 @@ from starlette.templating import Jinja2Templates
 
 from dashboard import contexts
 from dashboard.auth import COOKIE, local_path, person, same_site
-from farm.access import Access, KeyView
-from farm.errors import BadInput, FarmError, Forbidden, NotFound, nearest
+from farm.access import Access, Deed, KeyView, may, may_see, require
+from farm.errors import BadInput, FarmError, NotFound, nearest
 from farm.insights import Insights
 from farm.job import State
 from farm.job_queue import JobQueue
@@ -30,7 +30,6 @@ HEADERS = {
     "referrer-policy": "same-origin",
 }
 PAGE = 60
-MAY_SEE_HELD = ("reviewer", "operator")
 MONTH_S = 30 * 24 * 3600
 Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 Before = Annotated[int | None, Query(ge=0, le=MAX_ID)]
@@ -119,15 +118,20 @@ def batch(
     record = _batch(the, who, batch_id)
     found = the.insights.jobs(who.project_id, batch_id, state, after, limit=PAGE + 1)
     jobs, more = contexts.page_on(found, PAGE)
-    view = contexts.batch_view(record)
-    return render(request, "batch.html", person=who, here="batches", batch=view, jobs=jobs, only=state, more=more)
+    context: dict[str, Any] = {
+        "batch": contexts.batch_view(record),
+        "runs": may(who, Deed.RUN),
+        "jobs": jobs,
+        "only": state,
+        "more": more,
+    }
+    return render(request, "batch.html", person=who, here="batches", **context)
 
 
 @router.post("/batches/{batch_id}", dependencies=[Depends(same_site)])
 def act_on_batch(the: ThePages, who: Person, batch_id: Id, action: Annotated[str, Form()]) -> Response:
     _batch(the, who, batch_id)
-    if who.role == "reviewer":
-        raise Forbidden("a reviewer does not run batches", fix="sign in with a submitter's or operator's key")
+    require(who, Deed.RUN)
     actions: dict[str, Callable[[], object]] = {
         "pause": lambda: the.queue.pause(batch_id, who.name),
         "resume": lambda: the.queue.resume(batch_id, who.name),
@@ -146,7 +150,7 @@ def job(request: Request, the: ThePages, who: Person, job_id: Id) -> Response:
     told = [verdict for verdict in record["verdicts"] if verdict["id"] == record["verdict_id"]]
     context: dict[str, Any] = {"job": record, "verdict": told[0] if told else None, "picture": _may_see(who, record)}
     # Scores would teach a submitter how to pass the gate.
-    return render(request, "job.html", person=who, here="batches", scores=who.role in MAY_SEE_HELD, **context)
+    return render(request, "job.html", person=who, here="batches", scores=may(who, Deed.JUDGE), **context)
 
 
 @router.get("/images/{job_id}")
@@ -165,10 +169,7 @@ def image(request: Request, the: ThePages, who: Person, job_id: Id) -> Response:
 
 
 def _may_see(who: KeyView, record: dict[str, Any]) -> bool:
-    """Published images for the whole project; held ones for those who review."""
-    if record["sha256"] is None:
-        return False
-    return record["state"] == State.PUBLISHED or (record["state"] == State.HELD and who.role in MAY_SEE_HELD)
+    return record["sha256"] is not None and may_see(who, record["state"])
 
 
 def _batch(the: Pages, who: KeyView, batch_id: int) -> dict[str, Any]:

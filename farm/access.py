@@ -1,4 +1,7 @@
-"""Projects, keys and uploads. Of a key only its hash is kept; the key itself is shown once, when it is made."""
+"""Projects, keys and uploads, and what each role may do.
+
+Of a key only its hash is kept; the key itself is shown once, when it is made.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
 from farm import audit
 from farm.db import reading, transaction, upsert
-from farm.errors import BadInput, NotFound, nearest
+from farm.errors import BadInput, Forbidden, NotFound, nearest
+from farm.job import State
 from farm.tables import API_KEY, PROJECT, ROLES, UPLOAD
 
 
@@ -25,6 +30,35 @@ class KeyView:
     role: str
     created_at: float
     revoked_at: float | None = None
+
+
+class Deed(StrEnum):
+    RUN = "run batches"  # submit and steer them
+    JUDGE = "judge pictures"  # see what is held or withdrawn and how close it came to a rule, and decide
+
+
+# What each role may do beyond looking at what its project has published; API and pages ask this one table.
+MAY = {
+    "submitter": frozenset({Deed.RUN}),
+    "reviewer": frozenset({Deed.JUDGE}),
+    "operator": frozenset({Deed.RUN, Deed.JUDGE}),
+}
+CASES = frozenset({State.HELD, State.APPROVED, State.REJECTED, State.UNLISTED})  # for those who judge
+
+
+def may(who: KeyView, deed: Deed) -> bool:
+    return deed in MAY[who.role]
+
+
+def require(who: KeyView, deed: Deed) -> None:
+    if not may(who, deed):
+        able = " or ".join(sorted(role for role, deeds in MAY.items() if deed in deeds))
+        raise Forbidden(f"a {who.role} may not {deed}", fix=f"use the key of an {able}")
+
+
+def may_see(who: KeyView, state: str) -> bool:
+    """The picture of a job in this state."""
+    return state == State.PUBLISHED or (state in CASES and may(who, Deed.JUDGE))
 
 
 COLUMNS = [API_KEY.c[name] for name in KeyView.__dataclass_fields__]

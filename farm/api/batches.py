@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from farm import intake
 from farm.api.bodies import spool
-from farm.api.callers import Caller, Farm, TheFarm
+from farm.api.callers import Caller, Farm, Runner, TheFarm
 from farm.api.jobs import After, Limit, StateFilter, page
 from farm.errors import NotFound
 from farm.intake import Receipt, Rules, Submission
@@ -31,7 +31,7 @@ Priority = Annotated[int, Query(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 async def create_batch(
     request: Request,
     farm: TheFarm,
-    who: Caller,
+    who: Runner,
     name: Name = "",
     skip_bad: bool = False,
     again: bool = False,
@@ -101,7 +101,7 @@ def list_bad_lines(
 
 
 @router.post("/{batch_id}/cancel")
-def cancel_batch(farm: TheFarm, who: Caller, batch_id: BatchId, reason: Reason = "") -> dict[str, Any]:
+def cancel_batch(farm: TheFarm, who: Runner, batch_id: BatchId, reason: Reason = "") -> dict[str, Any]:
     """End what has not ended; what was published or held stays."""
     _own(farm, who.project_id, batch_id)
     ended = farm.queue.cancel_batch(batch_id, who.name, reason)
@@ -109,14 +109,14 @@ def cancel_batch(farm: TheFarm, who: Caller, batch_id: BatchId, reason: Reason =
 
 
 @router.post("/{batch_id}/retry")
-def retry_batch(farm: TheFarm, who: Caller, batch_id: BatchId) -> dict[str, Any]:
+def retry_batch(farm: TheFarm, who: Runner, batch_id: BatchId) -> dict[str, Any]:
     """Put its failed jobs back into the queue."""
     _own(farm, who.project_id, batch_id)
     return {"id": batch_id, "retried_jobs": farm.queue.retry(batch_id=batch_id, by=who.name)}
 
 
 @router.post("/{batch_id}/pause")
-def pause_batch(farm: TheFarm, who: Caller, batch_id: BatchId, reason: Reason = "") -> dict[str, Any]:
+def pause_batch(farm: TheFarm, who: Runner, batch_id: BatchId, reason: Reason = "") -> dict[str, Any]:
     """Start no more of its jobs; those being drawn end."""
     _own(farm, who.project_id, batch_id)
     farm.queue.pause(batch_id, who.name, reason)
@@ -124,7 +124,7 @@ def pause_batch(farm: TheFarm, who: Caller, batch_id: BatchId, reason: Reason = 
 
 
 @router.post("/{batch_id}/resume")
-def resume_batch(farm: TheFarm, who: Caller, batch_id: BatchId) -> dict[str, Any]:
+def resume_batch(farm: TheFarm, who: Runner, batch_id: BatchId) -> dict[str, Any]:
     """Let a paused batch go on."""
     _own(farm, who.project_id, batch_id)
     farm.queue.resume(batch_id, who.name)
@@ -132,7 +132,7 @@ def resume_batch(farm: TheFarm, who: Caller, batch_id: BatchId) -> dict[str, Any
 
 
 @router.post("/{batch_id}/priority")
-def set_priority(farm: TheFarm, who: Caller, batch_id: BatchId, priority: Priority) -> dict[str, Any]:
+def set_priority(farm: TheFarm, who: Runner, batch_id: BatchId, priority: Priority) -> dict[str, Any]:
     """Change the batch's priority, which is added to that of each line."""
     _own(farm, who.project_id, batch_id)
     farm.queue.set_priority(batch_id, priority, who.name)

@@ -9,13 +9,12 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
 
-from farm.access import Access, KeyView
+from farm.access import Access, Deed, KeyView, require
 from farm.config import Settings
 from farm.errors import BadInput, Unauthorized, nearest
 from farm.insights import Insights
 from farm.job_queue import JobQueue
 from farm.ports import ModelCard, Store
-from farm.tables import ROLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +45,10 @@ def caller(request: Request) -> KeyView:
     return found
 
 
-def may(who: KeyView, role: str) -> bool:
-    """Each role may do what those before it may."""
-    return ROLES.index(who.role) >= ROLES.index(role)
+def runner(who: Annotated[KeyView, Depends(caller)]) -> KeyView:
+    """A caller whose role may submit batches and steer them."""
+    require(who, Deed.RUN)
+    return who
 
 
 def no_unknown_parameters(request: Request) -> None:
@@ -66,3 +66,4 @@ def _parameters(dependant: Dependant) -> set[str]:
 
 TheFarm = Annotated[Farm, Depends(the_farm)]
 Caller = Annotated[KeyView, Depends(caller)]
+Runner = Annotated[KeyView, Depends(runner)]

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import AfterValidator
 
-from farm.access import KeyView
-from farm.api.callers import Caller, Farm, TheFarm, may
+from farm.access import CASES, Deed, KeyView, may, may_see
+from farm.api.callers import Caller, Farm, Runner, TheFarm
 from farm.errors import BadInput, Conflict, Forbidden, NotFound, nearest
 from farm.job import State
 from farm.tables import MAX_ID
@@ -17,8 +17,6 @@ router = APIRouter(tags=["jobs"])
 Limit = Annotated[int, Query(ge=1, le=500)]
 After = Annotated[int, Query(ge=0, le=MAX_ID)]
 JobId = Annotated[int, Path(ge=1, le=MAX_ID)]
-OPEN = {State.PUBLISHED}
-CASES = {State.HELD, State.APPROVED, State.REJECTED, State.UNLISTED}  # for those who judge
 JUDGES_ONLY = {"margin", "probability", "view"}  # how close a picture came to a rule would teach how to pass it
 
 
@@ -47,13 +45,13 @@ def list_jobs(
 def get_job(farm: TheFarm, who: Caller, job_id: JobId) -> dict[str, Any]:
     """Show one job: verdicts, faults, artifacts, decisions, and the jobs before and after it in a chain of edits."""
     job = _own(farm, who, job_id)
-    if not may(who, "reviewer"):
+    if not may(who, Deed.JUDGE):
         job["verdicts"] = [_without(row, JUDGES_ONLY) for row in job["verdicts"]]
     return job
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel_job(farm: TheFarm, who: Caller, job_id: JobId, reason: str = Query("", max_length=500)) -> dict[str, Any]:
+def cancel_job(farm: TheFarm, who: Runner, job_id: JobId, reason: str = Query("", max_length=500)) -> dict[str, Any]:
     """End a job that has not ended."""
     job = _own(farm, who, job_id)
     if not farm.queue.cancel_job(job_id, who.name, reason):
@@ -62,7 +60,7 @@ def cancel_job(farm: TheFarm, who: Caller, job_id: JobId, reason: str = Query(""
 
 
 @router.post("/jobs/{job_id}/retry")
-def retry_job(farm: TheFarm, who: Caller, job_id: JobId) -> dict[str, Any]:
+def retry_job(farm: TheFarm, who: Runner, job_id: JobId) -> dict[str, Any]:
     """Put a failed job back into the queue."""
     job = _own(farm, who, job_id)
     if not farm.queue.retry(job_ids=[job_id], by=who.name):
@@ -92,9 +90,9 @@ def list_artifacts(farm: TheFarm, who: Caller, after: After = 0, limit: Limit = 
 
 def _check_may_see(job: dict[str, Any], who: KeyView) -> None:
     state = State(job["state"])
-    if state not in OPEN | CASES or not job["sha256"]:
+    if state not in CASES | {State.PUBLISHED} or not job["sha256"]:
         raise Conflict(f"job {job['id']} is {state}: there is no image to show", reason=job["reason"])
-    if state in CASES and not may(who, "reviewer"):
+    if not may_see(who, state):
         raise Forbidden(f"the image of job {job['id']} is {state}", fix="ask a reviewer of the project")
 
 

@@ -11,14 +11,14 @@ from fastapi import APIRouter, Request
 
 from farm import pictures
 from farm.api.bodies import whole
-from farm.api.callers import Caller, Farm, TheFarm
+from farm.api.callers import Farm, Runner, TheFarm
 from farm.errors import BadInput
 
 router = APIRouter(tags=["uploads"])
 
 
 @router.post("/uploads", status_code=201)
-async def create_upload(request: Request, farm: TheFarm, who: Caller, name: str = "") -> dict[str, Any]:
+async def create_upload(request: Request, farm: TheFarm, who: Runner, name: str = "") -> dict[str, Any]:
     """Take in a picture to edit: the body is the PNG, JPEG or WebP itself.
 
     The answer's `id` is what a line's `image` names.

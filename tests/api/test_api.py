@@ -35,6 +35,20 @@ def test_every_route_of_the_api_asks_for_a_key(world: World) -> None:
         assert document["field"] == "Authorization"
 
 
+def test_a_reviewer_judges_and_runs_nothing(world: World) -> None:
+    batch = world.submit({}).json()["id"]
+    deeds = [path for method, path in routes(world) if method == "POST"]
+    assert len(deeds) >= 8
+    for path in deeds:
+        filled = path.replace("{batch_id}", str(batch)).replace("{job_id}", "1")
+        answer = world.post(
+            filled, "ours/reviewer", params={"priority": 1} if "prio" in path else {}, content=jsonl({})
+        )
+        assert "reviewer" in problem(answer, 403)["detail"], path
+    assert world.get(f"/api/batches/{batch}", "ours/reviewer").json()["counts"] == {"queued": 1}
+    assert world.post(f"/api/batches/{batch}/cancel", "ours/operator").status_code == 200
+
+
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic abc", "Bearer farm_nobody"])
 def test_a_key_that_is_none_is_refused(world: World, header: str) -> None:
     answer = world.client.get("/api/batches", headers={"Authorization": header})

@@ -107,6 +107,17 @@ def test_pause_resume_and_cancel_by_form(pages: World) -> None:
     assert "did you mean" in pages.client.post(f"/batches/{batch}", data={"action": "cancle"}).text
 
 
+def test_a_reviewer_gets_no_buttons_for_batches_and_may_not_press_them(pages: World) -> None:
+    batch = pages.submit(LINE).json()["id"]
+    buttons = 'action="/batches/'
+    visit(pages, "ours/operator")
+    assert buttons in pages.client.get(f"/batches/{batch}").text
+    visit(pages, "ours/reviewer")
+    assert buttons not in pages.client.get(f"/batches/{batch}").text
+    assert pages.client.post(f"/batches/{batch}", data={"action": "cancel"}).status_code == 403
+    assert pages.farm.insights.counts()["queued"] == 1
+
+
 def test_errors_are_pages_for_browsers_and_documents_for_programs(pages: World) -> None:
     visit(pages, "ours/submitter")
     assert "no batch 99" in pages.client.get("/batches/99").text
