@@ -18,6 +18,12 @@ log = logging.getLogger("farm.gate")
 METHODS = ("judge_prompts", "judge_frames")
 CALL_S = 120.0
 LOAD_S = 600.0
+GRACE_S = 10.0  # the host's own watchdog comes first
+HARMLESS = ("judge_frames", ([Frame(64, 64, bytes(range(192)) * 64)], Stage.FRAME))
+
+
+class Died(Exception):
+    """The actor is gone, or does not answer any more."""
 
 
 class Host:
@@ -27,12 +33,20 @@ class Host:
         self.dotted, self.args, self.methods, self.call_s = dotted, args, methods, call_s
         self.inner: Any = None
 
+    def load(self, method: str, args: tuple[Any, ...]) -> None:
+        """Make it and have it do something harmless first: what ends it here is not the next caller's doing."""
+        if self.inner is None:
+            self.inner = self._limited(LOAD_S, Cause.GATE_DOWN, lambda: self._tried(method, args))
+
     def call(self, method: str, args: tuple[Any, ...]) -> Any:
         if method not in self.methods:
             raise PermissionError(f"{method!r} may not be called")
-        if self.inner is None:
-            self.inner = self._limited(LOAD_S, Cause.GATE_DOWN, lambda: factory(self.dotted)(*self.args))
         return self._limited(self.call_s, Cause.GATE_ERROR, lambda: getattr(self.inner, method)(*args))
+
+    def _tried(self, method: str, args: tuple[Any, ...]) -> Any:
+        inner = factory(self.dotted)(*self.args)
+        getattr(inner, method)(*args)
+        return inner
 
     def _limited(self, limit_s: float, otherwise: Cause, work: Callable[[], Any]) -> Any:
         try:
@@ -43,7 +57,10 @@ class Host:
 
 
 class RemoteGate:
-    """The farm's gate, in a Ray actor. Not detached: each dispatcher reads the policy anew."""
+    """The farm's gate, in a Ray actor. Not detached: each dispatcher reads the policy anew.
+
+    One call at a time, as the actor works anyway: so what was asked when it died is what it died of, and pays.
+    """
 
     def __init__(self, settings: Settings, dotted: str, args: Sequence[str] = (), *, call_s: float = CALL_S) -> None:
         self.settings, self.dotted, self.args, self.call_s = settings, dotted, tuple(args), call_s
@@ -58,42 +75,51 @@ class RemoteGate:
         return self._answers("judge_frames", len(frames), list(frames), stage)
 
     def _answers(self, method: str, count: int, *args: Any) -> list[Verdict | Fault]:
-        answers = self._call(method, args)
+        with self.lock:
+            answers = self._call(method, args)
         if len(answers) != count or not all(isinstance(answer, Verdict | Fault) for answer in answers):
             raise Fault(Cause.GATE_ERROR, f"{count} asked, and the gate gave {len(answers)} answers or no verdicts")
         return answers
 
     def _call(self, method: str, args: tuple[Any, ...]) -> list[Verdict | Fault]:
-        import ray
-
         actor = self._host(cluster.connect(self.settings))
         try:
-            answers: list[Verdict | Fault] = ray.get(actor.call.remote(method, args), timeout=LOAD_S + self.call_s)
-        except Exception as error:
-            fault = faults.fault_of(error, otherwise=Cause.GATE_DOWN)
-            if fault.cause is Cause.GATE_ERROR:
-                raise fault from error
-            self._forget(actor)
-            raise Fault(Cause.GATE_DOWN, f"the gate did not answer: {fault.detail}") from error
+            self._get(actor, actor.load.remote(*HARMLESS), LOAD_S)
+        except Died as died:
+            raise Fault(Cause.GATE_DOWN, f"the gate died while it was made ready: {died}") from died
+        try:
+            answers: list[Verdict | Fault] = self._get(actor, actor.call.remote(method, args), self.call_s)
+        except Died as died:
+            if cluster.connect(self.settings) != self.connection:
+                raise Fault(Cause.RAY_GONE, f"Ray was restarted: {died}") from died
+            raise Fault(Cause.GATE_ERROR, f"the gate died of what it was asked: {died}") from died
         return answers
+
+    def _get(self, actor: Any, answer: Any, limit_s: float) -> Any:
+        import ray
+
+        try:
+            return ray.get(answer, timeout=limit_s + GRACE_S)
+        except ray.exceptions.RayTaskError as error:  # it lives, and says what is wrong
+            raise faults.fault_of(error, otherwise=Cause.GATE_DOWN) from error
+        except Exception as error:
+            self._forget(actor)
+            raise Died(faults.fault_of(error).detail) from error
 
     def _host(self, connection: str) -> Any:
         import ray
 
-        with self.lock:
-            if self.actor is None or self.connection != connection:
-                made = ray.remote(Host).options(num_cpus=0, max_restarts=0, max_task_retries=0)
-                self.actor = made.remote(self.dotted, self.args, METHODS, self.call_s)
-                self.connection = connection
-            return self.actor
+        if self.actor is None or self.connection != connection:
+            made = ray.remote(Host).options(num_cpus=0, max_restarts=0, max_task_retries=0)
+            self.actor = made.remote(self.dotted, self.args, METHODS, self.call_s)
+            self.connection = connection
+        return self.actor
 
     def _forget(self, actor: Any) -> None:
         """The next call makes a new one."""
         import ray
 
-        with self.lock:
-            if self.actor is actor:
-                self.actor = None
+        self.actor = None
         try:
             ray.kill(actor)
         except Exception as error:

@@ -95,13 +95,14 @@ CAUSES: dict[Cause, Payer] = {
 }
 MAX_OWN_FAULTS = 3
 MAX_GANGS = 3
+MAX_GANG_FAULTS = 9  # where gangs have no name, or one is met again and again
 
 
 def has_failed(faults: list[tuple[Cause, str | None]]) -> bool:
     """Given every (cause, gang) a job has met: is it failed for good, or does it go back to the queue?"""
     own = sum(CAUSES[cause] is Payer.JOB for cause, _ in faults)
-    gangs = {gang for cause, gang in faults if CAUSES[cause] is Payer.GANG}
-    return own >= MAX_OWN_FAULTS or len(gangs) >= MAX_GANGS
+    gangs = [gang for cause, gang in faults if CAUSES[cause] is Payer.GANG]
+    return own >= MAX_OWN_FAULTS or len(set(gangs)) >= MAX_GANGS or len(gangs) >= MAX_GANG_FAULTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from farm.errors import FarmError, Fault
-from farm.job import Cause
+from farm.job import CAUSES, Cause, Payer
 from farm.job_queue import Finished, JobQueue
 from farm.pictures import decode_own, decode_stranger
 from farm.ports import (
@@ -31,6 +31,7 @@ from farm.ports import (
 )
 
 A = TypeVar("A")
+B = TypeVar("B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Group:
     def judge_prompts(self, leases: Sequence[Lease]) -> list[Lease]:
         """Before any GPU time is spent."""
         prompts = [lease.spec.prompt for lease in leases]
-        verdicts = self.ask(leases, lambda: self.ports.gate.judge_prompts(prompts))
+        verdicts = self.ask(leases, prompts, self.ports.gate.judge_prompts)
         return [lease for lease, *_ in self.commit(verdicts)]
 
     def fetch_reference(self, lease: Lease) -> tuple[Lease, RenderRequest] | None:
@@ -94,25 +95,23 @@ class Group:
         return lease, RenderRequest(lease.job_id, lease.attempt, lease.spec, frame)
 
     def judge_input(self, lease: Lease, frame: Frame) -> bool:
-        verdicts = self.ask([lease], lambda: self.ports.gate.judge_frames([frame], Stage.INPUT))
+        verdicts = self.ask([lease], [frame], lambda frames: self.ports.gate.judge_frames(frames, Stage.INPUT))
         return bool(self.commit(verdicts))
 
     def render(self, ready: Sequence[tuple[Lease, RenderRequest]]) -> list[tuple[Lease, Rendered]]:
         requests = [request for _, request in ready]
         leases = [lease for lease, _ in ready]
-        return self.ask(leases, lambda: self.ports.renderer.render(requests, self.cancelled))
+        return self.ask(leases, requests, lambda some: self.ports.renderer.render(some, self.cancelled))
 
     def judge_frames(self, rendered: Sequence[tuple[Lease, Rendered]]) -> list[Passed]:
         """The first fenced transaction: the verdict on this very frame. What it blocks ends here."""
-        frames = {lease.job_id: drawn.frame for lease, drawn in rendered}
-        leases = [lease for lease, _ in rendered]
-        verdicts = self.ask(
-            leases, lambda: self.ports.gate.judge_frames([drawn.frame for _, drawn in rendered], Stage.FRAME)
-        )
+        drawn = {lease.job_id: one for lease, one in rendered}
+        leases, frames = [lease for lease, _ in rendered], [one.frame for _, one in rendered]
+        verdicts = self.ask(leases, frames, lambda some: self.ports.gate.judge_frames(some, Stage.FRAME))
         drawn_by = rendered[0][1] if rendered else None
         gang, weights = (drawn_by.gang, drawn_by.weights) if drawn_by else ("", "")
         return [
-            Passed(lease, frames[lease.job_id], verdict_id, verdict.outcome)
+            Passed(lease, drawn[lease.job_id].frame, verdict_id, verdict.outcome)
             for lease, verdict, verdict_id in self.commit(verdicts, gang=gang, weights=weights)
         ]
 
@@ -142,13 +141,19 @@ class Group:
             verified_at=time.time(),
         )
 
-    def ask(self, leases: Sequence[Lease], call: Callable[[], Sequence[A | Fault]]) -> list[tuple[Lease, A]]:
-        """Ask a port about the whole group; those it answers with a fault, or all if it raises one, leave."""
+    def ask(
+        self, leases: Sequence[Lease], subjects: Sequence[B], call: Callable[[Sequence[B]], Sequence[A | Fault]]
+    ) -> list[tuple[Lease, A]]:
+        """Ask a port about the whole group; those it answers with a fault leave. If the group as a whole fails, and not
+        by an outage, each is asked alone: one that kills what it meets is not held against its neighbours."""
         if not leases:
             return []
         try:
-            answers = call()
+            answers = call(subjects)
         except Fault as fault:
+            if len(leases) > 1 and CAUSES[fault.cause] is not Payer.ENVIRONMENT:
+                pairs = zip(leases, subjects, strict=True)
+                return [pair for lease, subject in pairs for pair in self.ask([lease], [subject], call)]
             answers = [fault] * len(leases)
         alive = []
         for lease, answer in zip(leases, answers, strict=True):

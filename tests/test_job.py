@@ -2,6 +2,7 @@
 
 import pickle
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,8 +57,13 @@ def test_an_outage_never_burns_an_attempt(causes: list[Cause]) -> None:
 def test_three_of_its_own_or_three_different_gangs() -> None:
     assert not has_failed([(Cause.RENDER_ERROR, None)] * 2)
     assert has_failed([(Cause.RENDER_ERROR, None)] * 3)
-    assert not has_failed([(Cause.GANG_DIED, "a")] * 9)
+    assert not has_failed([(Cause.GANG_DIED, "a")] * 8)
     assert has_failed([(Cause.GANG_DIED, name) for name in "abc"])
+
+
+@pytest.mark.parametrize("gang", ["a", None])
+def test_a_gang_without_a_name_or_met_again_and_again_is_no_endless_loop(gang: str | None) -> None:
+    assert has_failed([(Cause.GANG_DIED, gang)] * 9)
 
 
 def test_the_shape_key_tells_how_much_work_it_is() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,10 +23,12 @@ from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer, Spec, State
 from farm.job_queue import JobQueue, NewJob
 from farm.pipeline import Group, Ports
-from farm.ports import Lease, Outcome
+from farm.ports import Frame, Lease, Outcome, Rendered, RenderRequest, Stage, Verdict
 from farm.store import open_store
 from farm.tables import ARTIFACT, JOB, JOB_FAULT, VERDICT
 from tests.fakes import FlatRenderer, StampSigner, StampVerifier, WordGate, away
+
+NUMBERS = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def rows(ports: FakePorts, table: Table) -> list[RowMapping]:
 
 
 def run(ports: FakePorts) -> list[Fault]:
+    """All that can be leased, as one group."""
     group = Group(ports)
     group.run(lease_all(ports))
     return group.faults
@@ -107,6 +112,40 @@ def test_one_that_fails_does_not_take_its_group_along(ports: FakePorts) -> None:
     faults = run(ports)
     assert [fault.cause for fault in faults] == [Cause.RENDER_ERROR]
     assert states(ports) == {"published": 2, "queued": 1}
+
+
+def kills(subjects: Sequence[RenderRequest] | Sequence[Frame], poison: Callable[[Any], bool], cause: Cause) -> None:
+    """What an actor that died is heard as: the whole call fails."""
+    if any(poison(subject) for subject in subjects):
+        raise Fault(
+            cause, f"died of {len(subjects)}", gang=f"gang-{next(NUMBERS)}" if cause is Cause.GANG_DIED else None
+        )
+
+
+@pytest.mark.parametrize("victim", ["gate", "gang"])
+def test_a_job_that_kills_what_it_meets_fails_with_its_errors_and_takes_no_neighbour_along(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    judge, render = ports.gate.judge_frames, ports.renderer.render
+
+    def judging(frames: Sequence[Frame], stage: Stage) -> list[Verdict | Fault]:
+        if victim == "gate":
+            kills(frames, lambda frame: frame.width == 48, Cause.GATE_ERROR)
+        return judge(frames, stage)
+
+    def rendering(requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
+        if victim == "gang":
+            kills(requests, lambda request: request.spec.width == 48, Cause.GANG_DIED)
+        return render(requests, cancelled)
+
+    monkeypatch.setattr(ports.gate, "judge_frames", judging)
+    monkeypatch.setattr(ports.renderer, "render", rendering)
+    submit(ports, *(NewJob(line=seed, spec=spec(seed=seed, width=48 if seed == 2 else 32)) for seed in (1, 2, 3)))
+    for _ in range(9):
+        run(ports)
+    assert states(ports) == {"published": 2, "failed": 1}
+    met = rows(ports, JOB_FAULT)
+    assert [row["detail"] for row in met] == ["died of 1"] * 3
 
 
 @pytest.mark.parametrize("cause", [cause for cause in Cause if CAUSES[cause] is Payer.ENVIRONMENT])

@@ -76,6 +76,8 @@ class Judge:
         return [self.judge(prompt) for prompt in prompts]
 
     def judge_frames(self, frames: Sequence[Frame], stage: Stage) -> list[Verdict | Fault]:
+        if self.word == "dies when asked":
+            os._exit(1)
         return [Verdict(stage, frame.sha256, Outcome.REVIEW, "policy", "encoder") for frame in frames[:1]]
 
     def judge(self, prompt: str) -> Verdict | Fault:
@@ -97,4 +99,6 @@ class Judge:
 def load_judge(word: str) -> Judge:
     if word == "broken":
         raise RuntimeError("this policy does not load")
+    if word == "dies when made":
+        os._exit(1)
     return Judge(word)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import ray
 
-from actors.host import Host, RemoteGate
+from actors.host import HARMLESS, Host, RemoteGate
 from farm.config import Settings
 from farm.errors import Fault
 from farm.job import Cause
@@ -45,20 +45,28 @@ def test_verdicts_and_faults_come_back_in_order(gate: RemoteGate) -> None:
     assert int(allowed.subject) != os.getpid()
 
 
-def test_killed_in_the_middle_it_is_down_and_then_works_again(gate: RemoteGate) -> None:
+def test_what_ends_the_gate_pays_for_it_and_the_gate_works_again(gate: RemoteGate) -> None:
     first = pid(gate)
-    assert cause(lambda: gate.judge_prompts(["die"])) is Cause.GATE_DOWN
-    second = pid(gate)
-    assert second != first
-    os.kill(second, signal.SIGKILL)
+    assert cause(lambda: gate.judge_prompts(["die"])) is Cause.GATE_ERROR
+    assert pid(gate) != first
+
+
+def test_killed_between_two_questions_it_is_down_and_then_works_again(gate: RemoteGate) -> None:
+    first = pid(gate)
+    os.kill(first, signal.SIGKILL)
     assert cause(lambda: gate.judge_prompts(["a cat"])) is Cause.GATE_DOWN
-    assert pid(gate) not in {first, second}
+    assert pid(gate) != first
 
 
-def test_a_gate_that_hangs_is_down(settings: Settings) -> None:
+def test_what_hangs_the_gate_pays_for_it(settings: Settings) -> None:
     gate = RemoteGate(settings, JUDGE, ["gun"], call_s=1.0)
-    assert cause(lambda: gate.judge_prompts(["hang"])) is Cause.GATE_DOWN
+    assert cause(lambda: gate.judge_prompts(["hang"])) is Cause.GATE_ERROR
     pid(gate)
+
+
+@pytest.mark.parametrize("word", ["dies when asked", "dies when made"])
+def test_a_gate_that_dies_before_it_is_asked_is_nobody_s_fault(settings: Settings, word: str) -> None:
+    assert cause(lambda: RemoteGate(settings, JUDGE, [word]).judge_prompts(["a cat"])) is Cause.GATE_DOWN
 
 
 def test_what_it_raises_is_no_verdict_and_no_restart(gate: RemoteGate) -> None:
@@ -82,4 +90,6 @@ def test_only_named_methods_are_called(settings: Settings, gate: RemoteGate) -> 
     pid(gate)
     with pytest.raises(ray.exceptions.RayTaskError, match="may not be called"):
         ray.get(gate.actor.call.remote("forbidden", ()))
-    assert Host(JUDGE, ("gun",), ("forbidden",), 5.0).call("forbidden", ()) == "this was not to be called"
+    host = Host(JUDGE, ("gun",), ("forbidden",), 5.0)
+    host.load(*HARMLESS)
+    assert host.call("forbidden", ()) == "this was not to be called"
