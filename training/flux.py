@@ -1,8 +1,9 @@
 """Stage two: the transformer and its text encoders, by flow matching on the latents of drawn scenes and of their edits.
 
 Workers train apart, each on one core, and now and then add what they learnt to weights that all share, without waiting
-for each other: on a busy machine that goes much further than threads, or gradients shared at every step.
-B batch, L image tokens, R reference tokens, C channels.
+for each other: on a busy machine that goes much further than threads, or gradients shared at every step. A GPU has one
+worker with a larger batch.
+B batch, L image tokens, R reference tokens, C channels, K cells of a token.
 """
 
 import copy
@@ -28,7 +29,8 @@ from actors.flux.sampler import resolution_shift
 from actors.flux.text import TextEncoders
 from actors.flux.vae import AutoEncoder
 from training.encoders import embed
-from training.pool import Drawn, Pool
+from training.pool import CELL, Drawn, Pool
+from training.shapes import COLOURS
 from training.tokens import T5_LENGTH
 
 CONFIG = FluxConfig(
@@ -45,6 +47,10 @@ CONFIG = FluxConfig(
 LENGTHS = (28, 28, 28, T5_LENGTH)
 EDIT_SHARE = 0.4
 PEAK_RATE = 1e-3
+TOKENS = 2600  # of pictures, in one worker's batch
+LAYOUT_AFTER = 1  # the single block whose output also has to tell the picture's layout
+LAYOUT_WEIGHT = 0.3
+TIED = "encoder.embed_tokens.weight"
 EMA = 0.96  # from one meeting to the next
 MEET = 8  # steps between two visits
 ADDED = 0.75  # of what a worker learnt
@@ -61,15 +67,22 @@ class PlainAttend(Attend):
 
 
 class Learner(nn.Module):
-    """What is trained together."""
+    """What is trained together. `layout` is thrown away afterwards: from the middle of the transformer it names the
+    colour of each cell of the finished picture, and so teaches what goes where far sooner than velocities alone do."""
 
     def __init__(self, text: TextEncoders) -> None:
         super().__init__()
         self.flux = Flux(CONFIG)
         self.text = text
+        self.layout = nn.Linear(CONFIG.hidden_size, (16 // CELL) ** 2 * len(COLOURS))
+        self.middle: Tensor | None = None
         start_at_rest(self.flux)
+        self.flux.single_blocks[LAYOUT_AFTER].register_forward_hook(self.keep_middle)
         for block in (*self.flux.double_blocks, *self.flux.single_blocks):
             block.attend = PlainAttend()
+
+    def keep_middle(self, _block: nn.Module, _given: object, both_BLC: Tensor) -> None:
+        self.middle = both_BLC
 
 
 def start_at_rest(flux: Flux) -> None:
@@ -83,42 +96,50 @@ def start_at_rest(flux: Flux) -> None:
 
 
 def times(count: int, image_tokens: int) -> Tensor:
-    """Half of them close to pure noise: where the picture still hides, words alone decide what goes where, and there
-    the sampler takes its first steps. The rest logit-normal and uniform, under the shift that the sampler will use."""
+    """Two of five close to pure noise: there words alone decide what goes where, and the sampler takes its first
+    steps. The rest logit-normal and uniform, under the shift that the sampler will use."""
     kind = torch.rand(count)
     t = torch.where(kind < 0.8, torch.randn(count).sigmoid(), torch.rand(count)).clamp(1e-3, 1 - 1e-4)
     mu = math.exp(resolution_shift(image_tokens))
-    return torch.where(kind < 0.5, 1 - 0.25 * torch.rand(count), mu * t / (1 + (mu - 1) * t))
+    return torch.where(kind < 0.4, 1 - 0.25 * torch.rand(count), mu * t / (1 + (mu - 1) * t))
 
 
-def loss_of(learner: Learner, drawn: list[Drawn], sentences: list[str]) -> Tensor:
+def loss_of(learner: Learner, drawn: list[Drawn], sentences: list[str]) -> tuple[Tensor, Tensor]:
+    """Of the velocity, and of the layout."""
     clean_BCHW = torch.stack([d.latent_CHW for d in drawn]).float()
     ids, clean_BLC = latents.image_ids(clean_BCHW), latents.pack(clean_BCHW)
-    t_B = times(len(drawn), clean_BLC.shape[1])
+    count, device = clean_BLC.shape[1], clean_BLC.device
+    t_B = times(len(drawn), count).to(device)
     noise_BLC, t_B11 = torch.randn_like(clean_BLC), t_B[:, None, None]
     img_BLC = (1 - t_B11) * clean_BLC + t_B11 * noise_BLC
     if drawn[0].reference_CHW is not None:
         reference = torch.stack([d.reference_CHW for d in drawn if d.reference_CHW is not None]).float()
         ids = torch.cat((ids, latents.image_ids(reference, axis0=1)), dim=1)
         img_BLC = torch.cat((img_BLC, latents.pack(reference)), dim=1)
-    guidance_B = 1 + 4 * torch.rand(len(drawn))
-    with torch.autocast("cpu", torch.bfloat16):
+    guidance_B = 1 + 4 * torch.rand(len(drawn), device=device)
+    with torch.autocast(device.type, torch.bfloat16):
         txt_BTD, pooled_BV = embed(learner.text, sentences, random.choice(LENGTHS))
         out = learner.flux(img_BLC, ids, txt_BTD, latents.text_ids(txt_BTD), t_B, pooled_BV, guidance_B)
-    return F.mse_loss(out[:, : clean_BLC.shape[1]].float(), noise_BLC - clean_BLC)
+        assert learner.middle is not None
+        layout = learner.layout(learner.middle[:, txt_BTD.shape[1] :][:, :count])
+    wanted_BLK = torch.stack([d.layout_LK for d in drawn]).long()
+    return (
+        F.mse_loss(out[:, :count].float(), noise_BLC - clean_BLC),
+        F.cross_entropy(layout.float().unflatten(-1, (-1, len(COLOURS))).flatten(0, 2), wanted_BLK.flatten()),
+    )
 
 
 class Meeting:
     """Weights in shared memory: workers add a part of what they learnt since they last came."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: nn.Module) -> None:
         self.shared = flat(learner).share_memory_()
         self.mean = self.shared.clone().share_memory_()
         self.visits = torch.zeros(1).share_memory_()
         self.lock = mp.get_context("spawn").Lock()
 
     @torch.no_grad()
-    def visit(self, learner: Learner, start: Tensor) -> Tensor:
+    def visit(self, learner: nn.Module, start: Tensor) -> Tensor:
         with self.lock:
             self.visits += 1
             self.shared.add_(flat(learner) - start, alpha=ADDED)
@@ -128,12 +149,12 @@ class Meeting:
         return start
 
 
-def flat(learner: Learner) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in learner.parameters()])
+def flat(learner: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in learner.parameters()]).cpu()
 
 
 @torch.no_grad()
-def spread(weights: Tensor, learner: Learner) -> None:
+def spread(weights: Tensor, learner: nn.Module) -> None:
     parameters = list(learner.parameters())
     for parameter, part in zip(parameters, weights.split([p.numel() for p in parameters]), strict=True):
         parameter.copy_(part.view_as(parameter))
@@ -172,11 +193,13 @@ def worker(
     vae: AutoEncoder,
     rate: float,
     meeting: Meeting,
+    tokens: int,
+    device: torch.device,
 ) -> None:
     torch.set_num_threads(1)
     rng = random.Random(time.time_ns() + rank)
     torch.manual_seed(rng.getrandbits(32))
-    learner, pool = Learner(text), Pool(vae, rng)
+    learner, pool = Learner(text).to(device), Pool(vae, rng, tokens, device)
     met = meeting.shared.clone()
     spread(met, learner)
     optimizing = optimizers(learner)
@@ -188,14 +211,16 @@ def worker(
             group["lr"] = group["share"] * now
         with_reference = rng.random() < EDIT_SHARE
         drawn = pool.batch(with_reference)
-        loss = loss_of(learner, drawn, [d.sentence(rng) for d in drawn])
+        loss, layout = loss_of(learner, drawn, [d.sentence(rng) for d in drawn])
         learner.zero_grad()
-        loss.backward()
+        (loss + LAYOUT_WEIGHT * layout).backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         for optimizer in optimizing:
             optimizer.step()
         step += 1
-        losses["edit" if with_reference else "draw"].append(loss.item())
+        kind = "edit" if with_reference else "draw"
+        losses[kind].append(loss.item())
+        losses[f"{kind} layout"].append(layout.item())
         if step % MEET == 0:
             met = meeting.visit(learner, met)
         if step % 50 == 0:
@@ -211,12 +236,11 @@ def worker(
 
 def keep(learner: Learner, meeting: Meeting, out: Path) -> None:
     """The weights as trained, to go on from, and their running mean, to draw with."""
+    learner.middle = None  # a graph cannot be copied
     copied = copy.deepcopy(learner)
     for name, weights in (("flux", meeting.shared), ("mean", meeting.mean)):
         spread(weights.clone(), copied)
-        tensors = {
-            k: v.contiguous() for k, v in copied.state_dict().items() if not k.endswith("encoder.embed_tokens.weight")
-        }
+        tensors = {k: v.cpu().contiguous() for k, v in copied.state_dict().items() if not k.endswith(TIED)}
         save_file(tensors, out / f"{name}.new")
         (out / f"{name}.new").rename(out / f"{name}.safetensors")
 
@@ -227,14 +251,23 @@ def restore(learner: Learner, path: Path) -> None:
         raise ValueError(f"{path} does not fit: missing {missing}, unexpected {unexpected}")
 
 
-def train(minutes: float, out: Path, text: TextEncoders, vae: AutoEncoder, workers: int, rate: float) -> None:
+def train(
+    minutes: float,
+    out: Path,
+    text: TextEncoders,
+    vae: AutoEncoder,
+    workers: int,
+    rate: float,
+    tokens: int,
+    device: torch.device,
+) -> None:
     """Goes on from the weights in `out` when there are some."""
     learner = Learner(text)
     if (out / "flux.safetensors").exists():
         restore(learner, out / "flux.safetensors")
     meeting, spawned = Meeting(learner), mp.get_context("spawn")
     crew = [
-        spawned.Process(target=worker, args=(rank, minutes, out, text, vae, rate, meeting), daemon=True)
+        spawned.Process(target=worker, args=(rank, minutes, out, text, vae, rate, meeting, tokens, device))
         for rank in range(workers)
     ]
     for process in crew:

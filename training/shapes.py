@@ -23,7 +23,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
-SIZES = {"small": 0.31, "medium": 0.44, "large": 0.62}
+SIZES = {"small": 0.36, "medium": 0.48, "large": 0.64}
 PLACES: dict[str, tuple[int, int]] = {
     "centre": (0, 0),
     "left": (-1, 0),
@@ -95,7 +95,7 @@ def outline(shape: str) -> list[tuple[float, float]]:
         a, b = 1.0, 0.34
         return [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b),
                 (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)]  # fmt: skip
-    turns = [(1.05 if i % 2 == 0 else 0.45, math.pi * (i / 5 - 0.5)) for i in range(10)]
+    turns = [(1.05 if i % 2 == 0 else 0.5, math.pi * (i / 5 - 0.5)) for i in range(10)]
     return [(r * math.cos(t), r * math.sin(t) + 0.09) for r, t in turns]
 
 

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from actors.flux.config import VaeConfig
 from actors.flux.text import TextEncoders
 from actors.flux.vae import AutoEncoder
 from training import encoders, flux, tokens, vae
@@ -23,9 +22,6 @@ MODELS = Path(__file__).parent.parent / "actors" / "tiny" / "models"
 
 def train_vae(minutes: float, out: Path) -> None:
     vae.train(minutes, out)
-    autoencoder = AutoEncoder(vae.CONFIG)
-    autoencoder.load_state_dict(load_file(out / "vae.safetensors"))
-    (out / "vae.json").write_text(json.dumps(dataclasses.asdict(vae.measured(autoencoder))))
 
 
 def train_text(minutes: float, out: Path) -> None:
@@ -40,8 +36,7 @@ def train_text(minutes: float, out: Path) -> None:
 
 
 def load_vae(out: Path) -> AutoEncoder:
-    fields = json.loads((out / "vae.json").read_text())
-    autoencoder = AutoEncoder(VaeConfig(**{**fields, "ch_mult": tuple(fields["ch_mult"])}))
+    autoencoder = AutoEncoder(vae.CONFIG)
     autoencoder.load_state_dict(load_file(out / "vae.safetensors"))
     return autoencoder.eval().requires_grad_(False)
 
@@ -54,15 +49,17 @@ def load_text(out: Path) -> TextEncoders:
     return text
 
 
-def train_flux(minutes: float, out: Path, workers: int, rate: float) -> None:
-    flux.train(minutes, out, load_text(out), load_vae(out), workers, rate)
+def train_flux(options: argparse.Namespace) -> None:
+    text, autoencoder = load_text(options.out), load_vae(options.out)
+    device = torch.device(options.device)
+    flux.train(options.minutes, options.out, text, autoencoder, options.workers, options.rate, options.tokens, device)
 
 
 def pack(out: Path, models: Path) -> None:
     """The running mean of the weights, bfloat16, under the names and in the folders of real checkpoints."""
     learnt = load_file(out / "mean.safetensors")
     parts: dict[str, dict[str, Tensor]] = {"flux.": {}, "text.t5.": {}, "text.clip.": {}}
-    for name, tensor in learnt.items():
+    for name, tensor in ((n, t) for n, t in learnt.items() if not n.startswith("layout.")):
         prefix = next(prefix for prefix in parts if name.startswith(prefix))
         parts[prefix][name.removeprefix(prefix)] = tensor.bfloat16()
     clip = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in parts["text.clip."].items()}
@@ -94,6 +91,8 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=MODELS, help="where pack writes to")
     parser.add_argument("--workers", type=int, default=2, help="processes of the flux stage, one core each")
     parser.add_argument("--rate", type=float, default=flux.PEAK_RATE, help="the peak learning rate of the flux stage")
+    parser.add_argument("--tokens", type=int, default=flux.TOKENS, help="of pictures, in a worker's batch")
+    parser.add_argument("--device", default="cpu", help="of the flux stage; cuda goes with one worker and more tokens")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.stage == "vae":
@@ -101,7 +100,7 @@ def main() -> None:
     elif options.stage == "text":
         train_text(options.minutes, options.out)
     elif options.stage == "flux":
-        train_flux(options.minutes, options.out, options.workers, options.rate)
+        train_flux(options)
     else:
         pack(options.out, options.models)
 

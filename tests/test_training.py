@@ -1,0 +1,71 @@
+"""What training rests on: layouts that lie as latents do, an autoencoder whose latents are even, workers that meet."""
+
+import random
+
+import numpy as np
+import torch
+
+from actors.flux import latents
+from actors.flux.vae import AutoEncoder
+from training import vae
+from training.flux import Meeting, flat, spread, times
+from training.pool import CELL, layout
+from training.shapes import COLOURS, Scene, draw, put
+
+
+def test_a_layout_names_the_colour_of_each_cell_in_the_order_of_the_packed_latents() -> None:
+    rng = random.Random(1)
+    item = put(rng, (128, 96), "square", "red", "medium", "top right")
+    picture = draw(Scene(128, 96, "sides", ("blue", "yellow"), (item,)))
+    # The same colours laid out by the packing that the transformer sees: one latent channel, 4x4 of them to a token.
+    palette = np.array(list(COLOURS.values()), np.float32)
+    cells = picture[CELL // 2 :: CELL, CELL // 2 :: CELL].astype(np.float32)
+    nearest = np.sqrt(((cells[:, :, None] - palette) ** 2).sum(-1)).argmin(-1)
+    side = 16 // CELL
+    halves = (
+        torch.from_numpy(nearest).reshape(96 // 16, side, 128 // 16, side).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    )
+    assert torch.equal(layout(picture).long(), halves)
+    ids = latents.image_ids(torch.zeros(1, 16, 96 // 8, 128 // 8))[0]
+    top_right = int(((ids[:, 1] == 1) & (ids[:, 2] == 6)).nonzero())
+    assert {list(COLOURS)[number] for number in layout(picture)[top_right].tolist()} == {"red"}
+
+
+def test_settled_latents_have_mean_0_and_deviation_1() -> None:
+    torch.manual_seed(1)
+    autoencoder = AutoEncoder(vae.CONFIG)
+    vae.settle(autoencoder, pictures=3)
+    rng = random.Random(9)
+    with torch.no_grad():
+        shapes = [vae.pixels(rng, canvas, 3) for canvas in ((96, 96), (128, 128), (192, 128))]
+        z_CN = torch.cat([autoencoder.encode(rgb).transpose(0, 1).flatten(1) for rgb in shapes], dim=1)
+    assert (z_CN.std(1) - 1).abs().max() < 0.25
+    assert z_CN.mean(1).abs().max() < 0.25
+
+
+def test_edges_are_where_colours_meet_and_nowhere_else() -> None:
+    rgb = torch.full((1, 3, 32, 32), -1.0)
+    rgb[..., 16:] = 1.0
+    marked = vae.edges(rgb)[0, 0]
+    assert marked[:, 14:18].all()
+    assert marked.sum() == 4 * 32
+
+
+def test_times_stay_inside_and_often_near_noise() -> None:
+    torch.manual_seed(1)
+    drawn = times(4000, 64)
+    assert drawn.min() > 0
+    assert drawn.max() < 1
+    assert 0.4 < (drawn > 0.75).float().mean() < 0.7
+
+
+def test_workers_that_meet_add_up_what_each_of_them_learnt() -> None:
+    learner = torch.nn.Linear(3, 2)
+    start = flat(learner)
+    meeting = Meeting(learner)
+    for step in (1.0, 10.0):  # two workers that set out from the same weights
+        spread(start + step, learner)
+        after = meeting.visit(learner, start)
+    torch.testing.assert_close(after, start + 0.75 * 11)
+    assert (meeting.mean > start).all()
+    assert (meeting.mean <= after).all()
