@@ -21,10 +21,11 @@ class State(StrEnum):
 
 
 S = State
+# A job goes back to waiting when the one it edits is withdrawn.
 TRANSITIONS: dict[State, frozenset[State]] = {
     S.WAITING: frozenset({S.QUEUED, S.CANCELLED}),
-    S.QUEUED: frozenset({S.LEASED, S.CANCELLED}),
-    S.LEASED: frozenset({S.QUEUED, S.PUBLISHED, S.HELD, S.BLOCKED, S.FAILED, S.CANCELLED}),
+    S.QUEUED: frozenset({S.WAITING, S.LEASED, S.CANCELLED}),
+    S.LEASED: frozenset({S.WAITING, S.QUEUED, S.PUBLISHED, S.HELD, S.BLOCKED, S.FAILED, S.CANCELLED}),
     S.HELD: frozenset({S.APPROVED, S.REJECTED}),
     S.APPROVED: frozenset({S.PUBLISHED, S.HELD}),
     S.REJECTED: frozenset({S.HELD}),

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from farm import events, moves
 from farm.db import insert_many, reading, transaction, upsert
 from farm.errors import Fault
-from farm.job import CAUSES, Cause, Payer, Spec, State, has_failed
+from farm.job import CAUSES, RELEASES_CHILD, Cause, Payer, Spec, State, has_failed
 from farm.moves import Move, is_state
 from farm.ports import Lease, Outcome, Verdict
 from farm.tables import ARTIFACT, BATCH, COMPONENT, JOB, JOB_FAULT, LANE, UPLOAD, VERDICT
@@ -92,6 +92,7 @@ class Leasing:
         if not rows:
             _close_if_empty(connection, lane_id)
             return []
+        rows = _with_published_parents(connection, rows, now)
         taken = {"state": State.LEASED, "attempt": JOB.c.attempt + 1, "owner": owner, "lease_expires_at": now + lease_s}
         connection.execute(
             update(JOB).where(JOB.c.id.in_([row.id for row in rows])).values(**taken, reason="", updated_at=now)
@@ -241,6 +242,20 @@ def _close_if_empty(connection: Connection, lane_id: int) -> None:
     waiting = select(JOB.c.id).where(JOB.c.lane_id == lane_id, is_state(State.QUEUED)).limit(1)
     if connection.execute(waiting).first() is None:
         connection.execute(update(LANE).where(LANE.c.id == lane_id).values(open=False))
+
+
+def _with_published_parents(connection: Connection, rows: Sequence[Row[Any]], now: float) -> list[Row[Any]]:
+    """Those that may start. A job that was put back, by a person or an outage, may find its parent withdrawn."""
+    wanted = {row.parent_job_id for row in rows if row.parent_job_id is not None}
+    states: dict[int, State] = {}
+    if wanted:
+        found = connection.execute(select(JOB.c.id, JOB.c.state).where(JOB.c.id.in_(wanted)))
+        states = {id_: State(state) for id_, state in found if state not in RELEASES_CHILD}
+    early = [row for row in rows if row.parent_job_id in states]
+    moves.apply(
+        connection, [Move(row, *moves.child_of(row.parent_job_id, states[row.parent_job_id])) for row in early], now
+    )
+    return [row for row in rows if row.parent_job_id not in states]
 
 
 def _references(connection: Connection, rows: Sequence[Row[Any]]) -> dict[int, tuple[str, str]]:

@@ -37,6 +37,7 @@ from farm.errors import Conflict
 from farm.job import CANCELS_CHILD, RELEASES_CHILD, State, may_move
 from farm.tables import JOB, LANE
 
+UNFINISHED = (State.WAITING, State.QUEUED, State.LEASED)
 CHUNK = 1000  # the most rows one statement names
 T = TypeVar("T")
 NEEDED = {
@@ -168,13 +169,19 @@ def _event(move: Move, now: float) -> dict[str, Any]:
 
 
 def _children(connection: Connection, moves: Sequence[Move]) -> list[Move]:
-    parents = {move.job.id: move.state for move in moves if move.state in RELEASES_CHILD | CANCELS_CHILD}
+    """Released, cancelled, or called back, even while they are drawn, because their parent was withdrawn."""
+    parents = {
+        move.job.id: move.state
+        for move in moves
+        if move.state in RELEASES_CHILD | CANCELS_CHILD or move.job.state == State.PUBLISHED
+    }
     following: list[Move] = []
     for some in chunks(sorted(parents)):
-        waiting = select(*LOCKED).where(JOB.c.parent_job_id.in_(some), is_state(State.WAITING))
-        for child in connection.execute(waiting.order_by(JOB.c.id).with_for_update()):
+        unfinished = select(*LOCKED).where(JOB.c.parent_job_id.in_(some), JOB.c.state.in_(UNFINISHED))
+        for child in connection.execute(unfinished.order_by(JOB.c.id).with_for_update()):
             state, reason = child_of(child.parent_job_id, parents[child.parent_job_id])
-            following.append(Move(child, state, reason))
+            if may_move(State(child.state), state) and (child.state, state) != (State.LEASED, State.QUEUED):
+                following.append(Move(child, state, reason))
     return following
 
 

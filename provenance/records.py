@@ -124,6 +124,8 @@ def _parent(connection: Connection, job: Job) -> ParentFile | None:
     if job.parent_job_id is None:
         return None
     parent = _get(connection, Job, job.parent_job_id)
+    if parent is not None and parent.state != State.PUBLISHED:
+        raise Refused(f"job {parent.id}, which job {job.id} edits, is {parent.state}")
     artifact = _get(connection, Artifact, parent.artifact_id) if parent and parent.artifact_id else None
     if artifact is None or artifact.project_id != job.project_id or artifact.verified_at is None:
         raise Refused(f"job {job.parent_job_id}, which job {job.id} edits, has no verified artifact")

@@ -182,6 +182,15 @@ def test_refuses_an_edit_whose_parent_was_tampered_with(farm: Farm, refused: Ref
     assert "Invalid" in refused(farm.sign, child, frame).detail
 
 
+@pytest.mark.parametrize("state", [State.HELD, State.UNLISTED])
+def test_refuses_an_edit_of_what_is_not_published_any_more(farm: Farm, refused: Refusal, state: State) -> None:
+    parent, *_ = farm.make(picture(32))
+    child, frame = farm.job(edit=True, parent_job_id=parent.id), picture(33)
+    farm.judge(child, frame)
+    farm.change(parent, state=state)
+    assert f"is {state}" in refused(farm.sign, child, frame).detail
+
+
 def test_refuses_an_edit_of_nothing_or_of_another_projects_job(farm: Farm, refused: Refusal) -> None:
     frame = picture(32)
     for values in ({}, {"parent_job_id": farm.job().id}, {"upload_id": "none"}):

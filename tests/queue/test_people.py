@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import Connection
 
-from farm import audit
-from farm.db import reading
+from farm import audit, moves
+from farm.db import reading, transact
 from farm.errors import BadInput, Conflict, Fault, NotFound
 from farm.job import CANCELS_CHILD, Cause, State
 from farm.job_queue import NewJob
@@ -201,6 +202,71 @@ def test_a_job_of_an_earlier_batch_can_be_edited_in_whatever_state_it_is(desk: D
     desk.end(running, State.PUBLISHED)
     desk.queue.cancel_job(stopped.job_id, "ann")
     assert desk.states(batch) == {"queued": 2, "cancelled": 2}
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_the_child_of_a_withdrawn_parent_waits_again_and_is_drawn_only_after_its_approval(
+    desk: Desk, started: bool
+) -> None:
+    batch = chain(desk, 2)
+    (parent,) = desk.claim()
+    desk.end(parent, State.PUBLISHED)
+    late = desk.claim() if started else []
+    artifact = desk.job(parent.job_id)["artifact_id"]
+    desk.queue.decide(parent.job_id, artifact, "withdraw", "ann", "a complaint")
+    assert desk.claim() == []
+    assert desk.states(batch) == {"held": 1, "waiting": 1}
+    for lease in late:
+        assert desk.queue.heartbeat(lease.owner, [(lease.job_id, lease.attempt)], 30.0) == set()
+        assert not desk.publish(lease)
+    found = desk.insights.batch("ours", batch)
+    assert found is not None
+    assert found["waits"][0]["reason"] == f"waits for the job it edits, {parent.job_id}"
+    decision = desk.queue.decide(parent.job_id, artifact, "approve", "ann", "")
+    desk.queue.publish_approved(parent.job_id, decision, finished(parent, 1, key="approved"))
+    (child,) = desk.claim()
+    assert child.reference_key == "approved"
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_the_child_of_an_unlisted_parent_is_cancelled(desk: Desk, started: bool) -> None:
+    batch = chain(desk, 3)
+    (parent,) = desk.claim()
+    desk.end(parent, State.PUBLISHED)
+    if started:
+        assert len(desk.claim()) == 1
+    unlist(desk, parent)
+    assert desk.claim() == []
+    assert desk.states(batch) == {"unlisted": 1, "cancelled": 2}
+
+
+@pytest.mark.parametrize(("word", "state"), [("held", State.WAITING), ("unlisted", State.CANCELLED)])
+def test_a_failed_child_tried_again_after_its_parent_was_withdrawn_is_not_drawn(
+    desk: Desk, word: str, state: State
+) -> None:
+    chain(desk, 2)
+    (parent,) = desk.claim()
+    desk.end(parent, State.PUBLISHED)
+    (child,) = desk.claim()
+    fail(desk, child)
+    if word == "held":
+        desk.queue.decide(parent.job_id, desk.job(parent.job_id)["artifact_id"], "withdraw", "ann", "")
+    else:
+        unlist(desk, parent)
+    assert desk.state(child.job_id) == "failed"
+    assert desk.queue.retry(job_ids=[child.job_id], by="ann") == 1
+    assert desk.claim() == []
+    assert desk.state(child.job_id) == state
+
+
+def unlist(desk: Desk, lease: Lease) -> None:
+    """As a rescan does."""
+
+    def work(connection: Connection) -> None:
+        job = moves.lock(connection, [lease.job_id])[lease.job_id]
+        moves.apply(connection, [moves.Move(job, State.UNLISTED, "a later policy")], desk.clock())
+
+    transact(desk.engine, work)
 
 
 def test_a_parent_published_while_its_child_is_staged_releases_it(desk: Desk) -> None:
