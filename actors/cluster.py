@@ -73,14 +73,20 @@ def connect(settings: Settings) -> str:
     foreign = foreign_address(settings)
     with _joining:
         try:
-            address = foreign or _own_address(settings)
-            _dial(address)
+            address = reach(settings)
         except Fault:
             _leave()  # Ray ends a process that stays connected to a lost head
             raise
         if not foreign:
             _environment(_folder(settings))
         return _join(address)
+
+
+def reach(settings: Settings) -> str:
+    """The address at which Ray's head answers, without joining it; Fault(RAY_GONE) where none does."""
+    address = foreign_address(settings) or _own_address(settings)
+    _dial(address)
+    return address
 
 
 def disconnect() -> None:

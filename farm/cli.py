@@ -37,6 +37,7 @@ app = typer.Typer(
     help="A render farm for FLUX image models that lets no image out that was not judged and signed.",
 )
 USAGE, INTERRUPTED = 2, 130
+PROBE_S = 5.0  # patience with a signer that is only asked whether it is there
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -149,6 +150,7 @@ def default_model(settings: Settings) -> str | None:
 
 def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]]:
     """The dispatcher with every port connected, and what closes them."""
+    from actors import cluster
     from actors.host import RemoteGate
     from actors.models import catalogue
     from actors.pool import Pool
@@ -171,6 +173,10 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
         store=open_store(settings.store_url),
         retry_s=settings.retry_s,
         max_pixels_in=settings.max_pixels_in,
+        probes={
+            "signer": SignerClient(settings.signer_socket, timeout=PROBE_S).health,
+            "ray": lambda: cluster.reach(settings),
+        },
     )
     dispatcher = Dispatcher(ports, group=settings.group, workers=settings.workers, lease_s=settings.lease_s)
     return dispatcher, renderer.close

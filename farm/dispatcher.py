@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from farm import audit, events, scheduler
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
+from farm.outages import FARM, Outages
 from farm.pipeline import Group, Ports
 from farm.ports import Lease
 
 log = logging.getLogger("farm.dispatcher")
 IDLE_S = 0.1
 TIDY_S = 1.0
+PROBE_S = 5.0
 SIGN_HEAD_S = 60.0
 
 
@@ -28,15 +30,6 @@ SIGN_HEAD_S = 60.0
 class InFlight:
     leases: list[Lease]
     lost: threading.Event = field(default_factory=threading.Event)  # every lease of the group is gone: stop rendering
-
-
-@dataclass(slots=True)
-class Outage:
-    """Something everyone needs is away: nothing is leased until it is tried again."""
-
-    cause: Cause
-    detail: str
-    until: float
 
 
 class Dispatcher:
@@ -54,15 +47,20 @@ class Dispatcher:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self.stopping, self.ended = threading.Event(), threading.Event()
         self.head_signed_at = 0.0
-        self.flights: dict[Future[list[Fault]], InFlight] = {}
-        self.outages: dict[str, Outage] = {}  # by model, or "" for the whole farm
+        self.flights: dict[Future[Group], InFlight] = {}
+        self.outages = Outages(clock)
+        self.probed = threading.Event()  # once: before that nothing is known, and nothing said
         self.warm: set[str] = set()
 
     def run(self) -> None:
         """Until `stop()`: what runs then is finished first."""
+        deeds = {
+            "heart": (TIDY_S, [self._beat]),
+            "keeper": (TIDY_S, [self._tidy, self._seal]),
+            "prober": (PROBE_S, [self._probe, self._sign_head]),
+        }
         threads = [
-            threading.Thread(target=self._repeat, args=(deeds,), name=name, daemon=True)
-            for name, deeds in {"heart": [self._beat], "keeper": [self._tidy, self._seal, self._sign_head]}.items()
+            threading.Thread(target=self._repeat, args=given, name=name, daemon=True) for name, given in deeds.items()
         ]
         for thread in threads:
             thread.start()
@@ -80,10 +78,12 @@ class Dispatcher:
     def step(self, pool: ThreadPoolExecutor) -> bool:
         """Lease and start one group if there is room and work; true if it did."""
         self._land()
-        if len(self.flights) >= self.workers or self._outage("") is not None:
+        if len(self.flights) >= self.workers or self.outages.blocks(FARM):
             return False
         leases = self._lease()
         if not leases:
+            if not self.flights:  # nothing is left that could show whether they still stand
+                self.outages.over(self.outages.places())
             return False
         flight = InFlight(leases)
         self.flights[pool.submit(self._fly, flight)] = flight
@@ -91,7 +91,7 @@ class Dispatcher:
 
     def _lease(self) -> list[Lease]:
         running: Counter[str] = Counter(lease.project_id for flight in self.flights.values() for lease in flight.leases)
-        lanes = [lane for lane in self.queue.lanes() if self._outage(lane.model) is None]
+        lanes = [lane for lane in self.queue.lanes() if not self.outages.blocks(lane.model)]
         for lane in scheduler.order(lanes, running, self.warm, self.clock()):
             seconds = scheduler.lease_seconds(self.lease_s, lane.shape_key, self.group)
             leases = self.queue.claim(lane.id, self.owner, self.group, seconds)
@@ -99,13 +99,13 @@ class Dispatcher:
                 return leases
         return []
 
-    def _fly(self, flight: InFlight) -> list[Fault]:
+    def _fly(self, flight: InFlight) -> Group:
         group = Group(self.ports, flight.lost.is_set)
         try:
             group.run(flight.leases)
         except Fault as fault:  # the queue itself could not be written: the leases will run out
             group.faults.append(fault)
-        return group.faults
+        return group
 
     def _land(self) -> None:
         for future in [future for future in self.flights if future.done()]:
@@ -123,32 +123,47 @@ class Dispatcher:
         for lease in leases:
             self.queue.fault(lease, fault, gang=None, retry_s=self.ports.retry_s)
 
-    def _learn(self, model: str, faults: Sequence[Fault]) -> None:
-        if not faults:
+    def _learn(self, model: str, group: Group) -> None:
+        if not group.faults:
             self.warm.add(model)
-        until = self.clock() + self.ports.retry_s
-        for fault in faults:
-            log.warning("%s: %s", fault.cause, fault.detail)
-            if CAUSES[fault.cause] is Payer.ENVIRONMENT and fault.cause is not Cause.LEASE_LOST:
-                place = model if fault.cause is Cause.WEIGHTS_MISSING else ""
-                self.outages[place] = Outage(fault.cause, fault.detail, until)
+        away = [fault for fault in group.faults if CAUSES[fault.cause] is Payer.ENVIRONMENT]
+        for fault in away:
+            if fault.cause is not Cause.LEASE_LOST:
+                place = model if fault.cause is Cause.WEIGHTS_MISSING else FARM
+                self.outages.met(place, fault, self.ports.retry_s)
+        for fault in group.faults:
+            if fault not in away:
+                log.warning("%s: %s", fault.cause, fault.detail)
+        if group.published:
+            self.outages.over([FARM, model], but={fault.cause for fault in away})
 
-    def _outage(self, place: str) -> Outage | None:
-        outage = self.outages.get(place)
-        if outage is not None and self.clock() >= outage.until:
-            del self.outages[place]
-            return None
-        return outage
-
-    def _repeat(self, deeds: Sequence[Callable[[], None]]) -> None:
+    def _repeat(self, every_s: float, deeds: Sequence[Callable[[], None]]) -> None:
         """Until the last group has landed. What goes wrong is logged and tried again: a thread that ended
         in silence would let every lease run out."""
-        while not self.ended.wait(TIDY_S):
+        while True:
             for deed in deeds:
                 try:
-                    deed()
+                    self._look(deed.__name__, deed)
                 except Exception:
                     log.exception("%s failed and is tried again", deed.__name__)
+            if self.ended.wait(every_s):
+                return
+
+    def _look(self, name: str, deed: Callable[[], object]) -> None:
+        """Do it; an outage that it meets, or meets no more, is told."""
+        try:
+            deed()
+        except Fault as fault:
+            if CAUSES[fault.cause] is not Payer.ENVIRONMENT:
+                raise
+            self.outages.probed(name, fault)
+        else:
+            self.outages.probed(name, None)
+
+    def _probe(self) -> None:
+        for name, probe in self.ports.probes.items():
+            self._look(name, probe)
+        self.probed.set()
 
     def _beat(self) -> None:
         for flight in list(self.flights.values()):
@@ -166,15 +181,15 @@ class Dispatcher:
     def _seal(self) -> None:
         events.seal(self.queue.engine)
         audit.seal(self.queue.engine)
-        outage = self.outages.get("")
-        waits = outage is not None and self.clock() < outage.until
-        detail = f"{outage.cause}: {outage.detail}" if outage and waits else f"{len(self.flights)} groups in flight"
-        self.queue.beat(self.owner, "dispatcher", "waiting" if waits else "ready", detail)
+        if self.probed.is_set():
+            words = self.outages.words()
+            detail = words or f"{len(self.flights)} groups in flight"
+            self.queue.beat(self.owner, "dispatcher", "waiting" if words else "ready", detail)
 
     def _sign_head(self) -> None:
         if self.clock() >= self.head_signed_at + SIGN_HEAD_S:
-            self.head_signed_at = self.clock()
             audit.sign_head(self.queue.engine, self.ports.signer)
+            self.head_signed_at = self.clock()
 
     def _survive(self, step: Callable[[], bool]) -> bool:
         """A database that is away delays the loop; it does not end it."""
@@ -183,6 +198,6 @@ class Dispatcher:
         except Fault as fault:
             if CAUSES[fault.cause] is not Payer.ENVIRONMENT:
                 raise
-            log.warning("%s: %s", fault.cause, fault.detail)
+            self.outages.met(FARM, fault)
             self.stopping.wait(TIDY_S)
             return False

@@ -7,7 +7,7 @@ verdict, sent back or failed by a fault, or superseded because their lease was l
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -44,6 +44,7 @@ class Ports:
     store: Store
     retry_s: float = 5.0
     max_pixels_in: int = 50_000_000
+    probes: Mapping[str, Callable[[], object]] = field(default_factory=dict)  # quick; each raises what is away
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,12 @@ class Passed:
 
 @dataclass(slots=True)
 class Group:
-    """Carries one group through the steps; `faults` is what the dispatcher learns from."""
+    """Carries one group through the steps; `faults` and `published` are what the dispatcher learns from."""
 
     ports: Ports
     cancelled: Callable[[], bool] = lambda: False
     faults: list[Fault] = field(default_factory=list)
+    published: int = 0  # or held: they went the whole way
 
     def run(self, leases: Sequence[Lease]) -> None:
         judged = self.judge_prompts(leases)
@@ -71,7 +73,7 @@ class Group:
         passed = self.judge_frames(rendered)
         finished = [done for item in passed if (done := self.sign_and_store(item)) is not None]
         if finished:
-            self.ports.queue.publish(finished)
+            self.published = sum(self.ports.queue.publish(finished))
 
     def judge_prompts(self, leases: Sequence[Lease]) -> list[Lease]:
         """Before any GPU time is spent."""

@@ -25,7 +25,7 @@ from farm.job_queue import JobQueue, NewJob
 from farm.pipeline import Group, Ports
 from farm.ports import Frame, Lease, Outcome, Rendered, RenderRequest, Stage, Verdict
 from farm.store import open_store
-from farm.tables import ARTIFACT, JOB, JOB_FAULT, VERDICT
+from farm.tables import ARTIFACT, COMPONENT, JOB, JOB_FAULT, VERDICT
 from tests.fakes import FlatRenderer, StampSigner, StampVerifier, WordGate, away
 
 NUMBERS = itertools.count(1)
@@ -258,7 +258,51 @@ def test_a_deed_that_fails_in_the_background_is_tried_again_and_leases_stay_aliv
 
 def test_one_projects_cancelled_job_holds_nobody_else_up(ports: FakePorts) -> None:
     dispatcher = Dispatcher(ports)
-    dispatcher._learn("tiny", [away(Cause.LEASE_LOST)])
-    assert dispatcher.outages == {}
-    dispatcher._learn("tiny", [away(Cause.WEIGHTS_MISSING)])
-    assert set(dispatcher.outages) == {"tiny"}
+    dispatcher._learn("tiny", Group(ports, faults=[away(Cause.LEASE_LOST)]))
+    assert dispatcher.outages.places() == set()
+    dispatcher._learn("tiny", Group(ports, faults=[away(Cause.WEIGHTS_MISSING)]))
+    assert dispatcher.outages.places() == {"tiny"}
+
+
+def said(ports: FakePorts) -> tuple[str, str] | None:
+    """State and causes, as `/readyz` reads them."""
+    found = rows(ports, COMPONENT)
+    return (found[0]["state"], found[0]["detail"].split(":")[0]) if found else None
+
+
+def test_an_idle_farm_says_what_is_away_and_when_it_is_back(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("farm.dispatcher.TIDY_S", 0.02)
+    monkeypatch.setattr("farm.dispatcher.PROBE_S", 0.02)
+    seen: list[tuple[str, str]] = []
+    trouble: list[Fault] = [away(Cause.SIGNER_DOWN)]
+
+    def signer() -> None:
+        for fault in trouble:
+            raise fault
+
+    def ready() -> bool:
+        if (now := said(ports)) and now not in seen:
+            seen.append(now)
+        if seen == [("waiting", "signer_down")]:
+            trouble.clear()
+        return len(seen) == 2
+
+    with caplog.at_level("INFO", "farm.outages"):
+        dispatch_until(Dispatcher(replace(ports, probes={"signer": signer})), ready)
+    assert seen == [("waiting", "signer_down"), ("ready", "0 groups in flight")]
+    assert [message.split(" ")[0] for message in caplog.messages] == ["signer_down:", "signer_down"]
+
+
+def test_an_outage_is_seen_until_work_gets_through_and_is_told_once(
+    ports: FakePorts, caplog: pytest.LogCaptureFixture
+) -> None:
+    submit(ports, *(NewJob(line=seed, spec=spec(seed=seed)) for seed in range(9)))
+    ports.signer.fault = away(Cause.SIGNER_DOWN)
+    dispatcher = Dispatcher(replace(ports, retry_s=0.05), group=3, workers=2)
+    threading.Timer(0.8, lambda: setattr(ports.signer, "fault", None)).start()
+    with caplog.at_level("INFO", "farm.outages"):
+        dispatch_until(dispatcher, lambda: states(ports) == {"published": 9})
+    told = [message.split(" ")[0] for message in caplog.messages]
+    assert told == ["signer_down:", "signer_down"]

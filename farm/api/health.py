@@ -32,18 +32,29 @@ def readyz(farm: TheFarm) -> JSONResponse:
 
 
 def _missing(farm: Farm) -> list[str]:
-    """Anyone may ask, so only the first word of what a process says of itself is passed on."""
+    """Anyone may ask, so of what a process says of itself only the causes are passed on, not the details.
+
+    The dispatcher looks at the signer and at Ray all the time, idle or not: here only the database is asked.
+    """
     try:
         known = farm.insights.components()
     except FarmError as error:
         return [f"database: {error.title}"]
-    fresh = [one for one in known if one["age_s"] < STALE_S]
     missing = []
     for kind in NEEDED:
-        some = [one for one in fresh if one["kind"] == kind]
-        if not any(one["state"] == "ready" for one in some):
-            missing.append(f"{kind}: {some[0]['detail'].split(':')[0] if some else 'none is running'}")
+        some = sorted((one for one in known if one["kind"] == kind), key=lambda one: float(one["age_s"]))
+        fresh = [one for one in some if one["age_s"] < STALE_S]
+        if any(one["state"] == "ready" for one in fresh):
+            continue
+        if fresh:
+            missing.append(f"{kind}: {fresh[0]['detail'].split(':')[0]}")
+        else:
+            missing.append(f"{kind}: {_silent(some[0]['age_s']) if some else 'none is running'}")
     return missing
+
+
+def _silent(age_s: float) -> str:
+    return f"none is running, or it cannot say so: last heard of {age_s:.0f} s ago"
 
 
 @router.get("/metrics")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import sys
@@ -139,16 +138,9 @@ def _signer(settings: Settings) -> tuple[bool, str, str]:
 
 
 def _ray(settings: Settings) -> tuple[bool, str, str]:
-    address = settings.ray_address or os.environ.get("RAY_ADDRESS", "")
-    note = settings.home / "ray" / "address"
-    if not address and not note.exists():
-        return False, "not running", "start it with `farm up` or `farm ray`"
-    host, _, port = (address or note.read_text()).rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), 2.0).close()
-    except (OSError, ValueError) as error:
-        return False, f"{host}:{port} does not answer: {error}", "start it with `farm up`, or correct FARM_RAY_ADDRESS"
-    return True, f"answers at {host}:{port}", ""
+    from actors.cluster import reach
+
+    return True, f"answers at {reach(settings)}", ""
 
 
 def _models(settings: Settings) -> tuple[bool, str, str]:

@@ -1,0 +1,83 @@
+"""What is away just now. Each outage is logged once when it begins and once when it is over, however many meet it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from farm.errors import Fault
+from farm.job import Cause
+
+log = logging.getLogger("farm.outages")
+FARM = ""  # the place of what everyone needs; any other place is a model
+
+
+@dataclass(slots=True)
+class Outage:
+    detail: str
+    since: float
+    until: float  # before that nothing is leased there
+
+
+class Outages:
+    """Told by the work that meets them and by probes; several threads tell."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.lock = threading.Lock()
+        self.standing: dict[tuple[str, Cause], Outage] = {}
+        self.failing: dict[str, Cause] = {}  # probes, and what each found last
+
+    def met(self, place: str, fault: Fault, pause_s: float = 0.0) -> None:
+        now = self.clock()
+        with self.lock:
+            known = self.standing.get((place, fault.cause))
+            if known is None:
+                self.standing[place, fault.cause] = Outage(fault.detail, now, now + pause_s)
+                log.warning("%s: %s", fault.cause, fault.detail)
+            else:
+                known.detail, known.until = fault.detail, max(known.until, now + pause_s)
+
+    def probed(self, name: str, fault: Fault | None) -> None:
+        """What a look at one thing everyone needs has found. It holds no work up: work says for itself why it waits."""
+        with self.lock:
+            before = self.failing.pop(name, None)
+            if fault is not None:
+                self.failing[name] = fault.cause
+        if fault is not None:
+            self.met(FARM, fault)
+        if before is not None:
+            self._end([(FARM, before)])
+
+    def over(self, places: Collection[str], but: Collection[Cause] = ()) -> None:
+        """Work got through in these places, or there is none left to try: what was tried again has passed."""
+        self._end([(place, cause) for place, cause in self._keys() if place in places and cause not in but])
+
+    def places(self) -> set[str]:
+        return {place for place, _ in self._keys()}
+
+    def blocks(self, place: str) -> bool:
+        now = self.clock()
+        with self.lock:
+            return any(at == place and now < outage.until for (at, _), outage in self.standing.items())
+
+    def words(self) -> str:
+        """The causes that hold up the whole farm, then the details: "signer_down, ray_gone: ..."; or nothing."""
+        with self.lock:
+            found = {str(cause): outage.detail for (place, cause), outage in self.standing.items() if place == FARM}
+        return f"{', '.join(found)}: {'; '.join(found.values())}" if found else ""
+
+    def _keys(self) -> list[tuple[str, Cause]]:
+        with self.lock:
+            return list(self.standing)
+
+    def _end(self, keys: Collection[tuple[str, Cause]]) -> None:
+        now = self.clock()
+        with self.lock:
+            for key in keys:
+                outage, probed = self.standing.get(key), key[0] == FARM and key[1] in self.failing.values()
+                if outage is not None and now >= outage.until and not probed:
+                    del self.standing[key]
+                    log.info("%s is over after %.0f s", key[1], now - outage.since)
