@@ -11,9 +11,10 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, update
 
 from farm.db import AUDIT_LOCK, only_one, reading, transact, upsert
 from farm.events import UNSEALED
@@ -79,30 +80,51 @@ def _head(connection: Connection) -> tuple[int, str]:
     return (int(row[0]), str(row[1])) if row else (0, GENESIS)
 
 
-def verify_chain(connection: Connection) -> list[str]:
-    """What is wrong with the chain, in words; empty: it is whole and reaches every signed head."""
-    wrong: list[str] = []
-    heads = {int(seq): str(sha) for seq, sha in connection.execute(select(AUDIT_HEAD.c.seq, AUDIT_HEAD.c.sha256))}
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    row: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class ChainReport:
+    rows: int
+    unsealed: int  # written, but not yet in the chain
+    heads: int
+    signed_to: int  # the last row that a signed head answers for; 0: none
+    wrong: tuple[Flaw, ...]
+
+
+def verify_chain(connection: Connection, is_ours: Callable[[int, str, str], bool]) -> ChainReport:
+    """Look at every sealed row and every signed head; `is_ours` checks the signature of one."""
+    heads = {row.seq: row for row in connection.execute(select(AUDIT_HEAD).order_by(AUDIT_HEAD.c.seq))}
+    forged = [seq for seq, head in heads.items() if not is_ours(seq, head.sha256, head.signature)]
+    wrong = [Flaw(seq, "the signature of its head was not made with the audit key") for seq in forged]
     rows = connection.execution_options(yield_per=1000).execute(
         select(AUDIT).where(AUDIT.c.seq.is_not(None)).order_by(AUDIT.c.seq)
     )
-    expected, previous = 0, GENESIS
+    count, last, previous = 0, 0, GENESIS
+    left = {seq: str(head.sha256) for seq, head in heads.items()}
     for row in rows.mappings():
-        expected += 1
-        wrong += _check(row, expected, previous, heads.pop(row["seq"], None))
-        expected, previous = row["seq"], row["sha256"]
-    return wrong + [f"row {seq}: its head was signed, but the row is gone" for seq in heads]
+        wrong += _check(row, last + 1, previous, left.pop(row["seq"], None))
+        count, last, previous = count + 1, row["seq"], row["sha256"]
+    wrong += [Flaw(seq, "its head was signed, but the row is gone") for seq in left]
+    unsealed = connection.execute(select(func.count()).select_from(AUDIT).where(UNSEALED)).scalar_one()
+    return ChainReport(count, unsealed, len(heads), max(heads, default=0), tuple(wrong))
 
 
-def _check(row: RowMapping, expected: int, previous: str, signed: str | None) -> list[str]:
+def _check(row: RowMapping, expected: int, previous: str, signed: str | None) -> list[Flaw]:
     seq = row["seq"]
     checks = {
-        f"row {expected}: missing": seq == expected,
-        f"row {seq}: does not follow the row before it": row["previous"] == previous,
-        f"row {seq}: changed after it was sealed": row_hash(dict(row)) == row["sha256"],
-        f"row {seq}: is not the row whose head was signed": signed is None or signed == row["sha256"],
+        Flaw(expected, "missing"): seq == expected,
+        Flaw(seq, "does not follow the row before it"): row["previous"] == previous,
+        Flaw(seq, "changed after it was sealed"): row_hash(dict(row)) == row["sha256"],
+        Flaw(seq, "is not the row whose head was signed"): signed is None or signed == row["sha256"],
     }
-    return [complaint for complaint, holds in checks.items() if not holds]
+    return [flaw for flaw, holds in checks.items() if not holds]
 
 
 def sign_head(engine: Engine, signer: Signer, clock: Callable[[], float] = time.time) -> int | None:

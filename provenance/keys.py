@@ -103,16 +103,36 @@ def trust(home: Path) -> str:
     return path.read_text()
 
 
-def verify_audit_head(public_pem: str, seq: int, sha256: str, signature: str) -> bool:
-    """Check what `Keys.sign_audit_head` made, given the text of `home/trust/audit.pem`."""
-    public = serialization.load_pem_public_key(public_pem.encode())
+def audit_trust(home: Path) -> str:
+    """The public key of the audit heads, in PEM."""
+    path = home / "trust" / "audit.pem"
+    if not path.exists():
+        raise Unavailable(
+            f"there is no public key of the audit heads at {path}", fix="start the signer, which makes it"
+        )
+    return path.read_text()
+
+
+def audit_verifier(public_pem: str) -> Callable[[int, str, str], bool]:
+    """What checks the heads that `Keys.sign_audit_head` signed: number, hash, signature."""
+    try:
+        public = serialization.load_pem_public_key(public_pem.encode())
+    except ValueError as error:
+        raise BadInput(
+            "this is no public key in PEM", field="audit.pem", fix="give the farm's trust/audit.pem"
+        ) from error
     if not isinstance(public, ec.EllipticCurvePublicKey):
         raise BadInput("the audit key is not an elliptic curve key", field="audit.pem")
-    try:
-        public.verify(base64.b64decode(signature, validate=True), _audit_head(seq, sha256), ec.ECDSA(hashes.SHA256()))
-    except (InvalidSignature, ValueError):
-        return False
-    return True
+
+    def is_ours(seq: int, sha256: str, signature: str) -> bool:
+        try:
+            said = base64.b64decode(signature, validate=True)
+            public.verify(said, _audit_head(seq, sha256), ec.ECDSA(hashes.SHA256()))
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    return is_ours
 
 
 def _audit_head(seq: int, sha256: str) -> bytes:

@@ -24,15 +24,21 @@ PAGE = 500
 def verify(
     paths: Annotated[list[str] | None, typer.Argument(metavar="FILE|DIR|-", help="- reads one file's bytes.")] = None,
     published: Annotated[bool, typer.Option("--published", help="All that this farm has published.")] = False,
+    audit: Annotated[bool, typer.Option("--audit", help="The audit log and its signed heads.")] = False,
     trust: Annotated[Path | None, typer.Option(metavar="PEM", help="Whom to trust; left out: this farm.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON line a file.")] = False,
 ) -> None:
-    """Check the provenance of images. Exit code 1 unless every one is Trusted."""
+    """Check the provenance of images, or the audit log. Exit code 1 unless every image is Trusted, or the log whole."""
     from farm import config
+    from farm.commands.auditing import verify_audit
 
-    if bool(paths) == published:
-        raise BadInput("give files, or --published", field="FILE|DIR|-", fix="farm verify demo-out")
+    if [bool(paths), published, audit].count(True) != 1:
+        raise BadInput("give files, or --published, or --audit", field="FILE|DIR|-", fix="farm verify demo-out")
     settings = config.load()
+    if audit:
+        if not verify_audit(settings, trust, json_):
+            raise typer.Exit(1)
+        return
     known = _trust_list(settings, trust)
     rows = _published(settings, known) if published else _files(paths or [], known)
     words: list[str] = []

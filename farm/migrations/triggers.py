@@ -72,7 +72,7 @@ def _guards(name: str, event: str) -> list[Rule]:
     ]
 
 
-def _write_once(table: str) -> list[Rule]:
+def _write_once(table: str, key: str = "id") -> list[Rule]:
     """Rows that are never changed or deleted. SQLite's INSERT OR REPLACE would delete one without asking."""
     message = f"a row of {table} is never changed or deleted"
     return [
@@ -83,7 +83,7 @@ def _write_once(table: str) -> list[Rule]:
             table,
             "INSERT",
             message,
-            f"EXISTS (SELECT 1 FROM {table} WHERE id = NEW.id)",  # noqa: S608
+            f"EXISTS (SELECT 1 FROM {table} WHERE {key} = NEW.{key})",  # noqa: S608
             only="sqlite",
         ),
         Rule(f"{table}_no_truncate", table, "TRUNCATE", message, only="postgresql"),
@@ -125,6 +125,7 @@ RULES = [
             [*changed(AUDIT_FACTS), "OLD.seq IS NOT NULL", "EXISTS (SELECT 1 FROM audit a WHERE a.seq = NEW.seq)"]
         ),
     ),
+    *_write_once("audit_head", key="seq"),
     *[rule for rule in _except_update(_write_once("artifact")) if rule.event != "DELETE"],
     Rule(
         "artifact_verified_once",

@@ -295,12 +295,12 @@ def test_signs_audit_heads_that_are_in_the_chain(farm: Farm, refused: Refusal) -
     assert audit.sign_head(farm.engine, farm.signer) == 1
     with Session(farm.engine) as session:
         head = session.exec(select(AuditHead)).one()
-    public = (farm.settings.home / "trust" / "audit.pem").read_text()
-    assert keys.verify_audit_head(public, 1, head.sha256, head.signature)
-    assert not keys.verify_audit_head(public, 2, head.sha256, head.signature)
-    assert not keys.verify_audit_head(public, 1, "0" * 64, head.signature)
+    is_ours = keys.audit_verifier(keys.audit_trust(farm.settings.home))
+    assert is_ours(1, head.sha256, head.signature)
+    assert not is_ours(2, head.sha256, head.signature)
+    assert not is_ours(1, "0" * 64, head.signature)
     for wrong in ("", "not base64!", head.signature[:-8] + "AAAAAAA="):
-        assert not keys.verify_audit_head(public, 1, head.sha256, wrong)
+        assert not is_ours(1, head.sha256, wrong)
     assert "no row" in refused(farm.signer.sign_audit_head, 1, "0" * 64).detail
 
 

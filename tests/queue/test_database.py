@@ -20,11 +20,15 @@ from farm.errors import Fault
 from farm.job import Cause
 from farm.job_queue import JobQueue
 from farm.leasing import CLAIM
+from farm.migrations import triggers as law1
 from farm.migrations.triggers import ARTIFACT_FACTS, AUDIT_FACTS
 from farm.tables import ARTIFACT, AUDIT, METADATA
 from tests.conftest import fresh_postgres
 from tests.queue.conftest import Desk
 
+# What came after the first tables.
+NEWER_RULES = ("audit_head_",)
+NEWER_TABLES: tuple[str, ...] = ()
 START = (
     "import sys; from farm.db import connect, migrate; engine = connect(sys.argv[1]); migrate(engine); engine.dispose()"
 )
@@ -46,6 +50,20 @@ def test_a_missing_trigger_is_put_back_on_the_next_start(desk: Desk) -> None:
     assert db.triggers(desk.engine) != db.required_triggers(desk.engine)
     db.migrate(desk.engine)
     assert db.triggers(desk.engine) == db.required_triggers(desk.engine)
+
+
+def test_a_database_of_the_first_tables_is_brought_up_to_date_and_keeps_its_rows(desk: Desk) -> None:
+    batch = desk.submit(count=2)
+    with desk.engine.begin() as connection:
+        law1.drop(connection, {name for name in db._triggers(connection) if name.startswith(NEWER_RULES)})
+        for table in NEWER_TABLES:
+            connection.execute(text(f"DROP TABLE {table}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    db.migrate(desk.engine)
+    assert db.triggers(desk.engine) == db.required_triggers(desk.engine)
+    with db.reading(desk.engine) as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    assert desk.states(batch) == {"queued": 2}
 
 
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

@@ -11,6 +11,7 @@ from farm.db import required_triggers, triggers
 from farm.job import State
 from farm.job_queue import NewJob
 from farm.ports import Lease, Outcome, Stage
+from tests.fakes import StampSigner
 from tests.queue.conftest import SPEC, START, Desk, finished, frame_of, stored, verdict
 
 ARTIFACT = """INSERT INTO artifact (project_id, job_id, verdict_id, decision_id, frame_sha256, manifest_sha256,
@@ -223,12 +224,23 @@ def test_audit_rows_are_sealed_once_and_never_changed(desk: Desk, lease: Lease, 
         )
 
 
-@pytest.mark.parametrize("table", ["verdict", "artifact", "decision", "audit"])
+def test_signed_heads_are_never_changed_or_deleted(desk: Desk, lease: Lease) -> None:
+    audit.seal(desk.engine)
+    assert audit.sign_head(desk.engine, StampSigner(), desk.clock) == 1
+    statements = ["UPDATE audit_head SET sha256 = 'other'", "DELETE FROM audit_head"]
+    for statement in statements + ["TRUNCATE audit_head"] * (desk.engine.dialect.name == "postgresql"):
+        with pytest.raises(IntegrityError, match="never changed or deleted"):
+            desk.sql(statement)
+
+
+@pytest.mark.parametrize("table", ["verdict", "artifact", "decision", "audit", "audit_head"])
 def test_sqlite_cannot_replace_a_row_by_inserting_over_it(desk: Desk, lease: Lease, table: str) -> None:
     if desk.engine.dialect.name != "sqlite":
         pytest.skip("INSERT OR REPLACE is SQLite's own")
     desk.queue.decide(lease.job_id, held(desk, lease), "approve", "ann", "")
-    before = desk.rows(f"SELECT * FROM {table} ORDER BY id")
+    audit.seal(desk.engine)
+    audit.sign_head(desk.engine, StampSigner(), desk.clock)
+    before = desk.rows(f"SELECT * FROM {table} ORDER BY 1")
     with pytest.raises(IntegrityError):
         desk.sql(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}")
     if table == "verdict":
@@ -237,7 +249,7 @@ def test_sqlite_cannot_replace_a_row_by_inserting_over_it(desk: Desk, lease: Lea
                 "INSERT OR REPLACE INTO verdict SELECT 50, project_id, job_id, attempt, stage, subject, 'allow',"
                 " policy, encoder, concept, margin, probability, view, reason, embedding, gang, weights, 0 FROM verdict"
             )
-    assert desk.rows(f"SELECT * FROM {table} ORDER BY id") == before
+    assert desk.rows(f"SELECT * FROM {table} ORDER BY 1") == before
 
 
 @pytest.mark.parametrize(

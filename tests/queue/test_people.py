@@ -17,7 +17,7 @@ from tests.queue.conftest import SPEC, Desk, finished
 def deeds(desk: Desk) -> list[tuple[str, str, str]]:
     audit.seal(desk.engine)
     with reading(desk.engine) as connection:
-        assert audit.verify_chain(connection) == []
+        assert audit.verify_chain(connection, lambda *head: True).wrong == ()
     return [(row["actor"], row["action"], row["subject"]) for row in audit.read(desk.engine)]
 
 

@@ -11,17 +11,9 @@ from sqlalchemy import Engine, text
 
 from farm import audit, events
 from farm.db import connect, migrate, reading, transact
-from farm.ports import Frame, Lease, Signed
 from tests.conftest import fresh_postgres
+from tests.fakes import StampSigner
 from tests.queue.conftest import Desk
-
-
-class Signer:
-    def sign(self, lease: Lease, frame: Frame) -> Signed:
-        raise NotImplementedError
-
-    def sign_audit_head(self, seq: int, sha256: str) -> str:
-        return f"signed {seq}"
 
 
 def write(engine: Engine, kind: str, project: str = "ours") -> None:
@@ -95,18 +87,22 @@ def chain(desk: Desk, count: int = 6) -> None:
     assert audit.seal(desk.engine) == count
 
 
-def complaints(desk: Desk) -> str:
+def report(desk: Desk) -> audit.ChainReport:
     with reading(desk.engine) as connection:
-        return "; ".join(audit.verify_chain(connection))
+        return audit.verify_chain(connection, lambda seq, sha256, signature: signature == f"{seq} {sha256}")
+
+
+def complaints(desk: Desk) -> str:
+    return "; ".join(map(str, report(desk).wrong))
 
 
 def tamper(desk: Desk, *statements: str) -> None:
     """As somebody could who owns the database: switch the triggers off first."""
     with desk.engine.begin() as connection:
         if desk.engine.dialect.name == "sqlite":
-            for (name,) in connection.execute(
-                text("SELECT name FROM sqlite_master WHERE tbl_name = 'audit' AND type = 'trigger'")
-            ).all():
+            for name in (
+                connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).scalars().all()
+            ):
                 connection.execute(text(f"DROP TRIGGER {name}"))
         else:
             connection.execute(text("SET LOCAL session_replication_role = replica"))
@@ -116,8 +112,8 @@ def tamper(desk: Desk, *statements: str) -> None:
 
 def test_an_untouched_chain_is_whole_and_grows(desk: Desk) -> None:
     chain(desk)
-    assert audit.sign_head(desk.engine, Signer(), desk.clock) == 6
-    assert audit.sign_head(desk.engine, Signer(), desk.clock) is None
+    assert audit.sign_head(desk.engine, StampSigner(), desk.clock) == 6
+    assert audit.sign_head(desk.engine, StampSigner(), desk.clock) is None
     chain(desk)
     assert complaints(desk) == ""
     assert [row["seq"] for row in audit.read(desk.engine)] == list(range(1, 13))
@@ -145,14 +141,33 @@ def test_an_untouched_chain_is_whole_and_grows(desk: Desk) -> None:
 )
 def test_tampering_shows(desk: Desk, statements: list[str], complaint: str) -> None:
     chain(desk)
-    audit.sign_head(desk.engine, Signer(), desk.clock)
+    audit.sign_head(desk.engine, StampSigner(), desk.clock)
     tamper(desk, *statements)
     assert complaint in complaints(desk)
 
 
 def test_a_chain_forged_anew_does_not_match_its_signed_head(desk: Desk) -> None:
     chain(desk)
-    audit.sign_head(desk.engine, Signer(), desk.clock)
+    audit.sign_head(desk.engine, StampSigner(), desk.clock)
     tamper(desk, "UPDATE audit SET actor = 'bob', seq = NULL, sha256 = NULL, previous = NULL")
     audit.seal(desk.engine)
     assert complaints(desk) == "row 6: is not the row whose head was signed"
+
+
+def test_a_forged_head_does_not_bear_our_signature(desk: Desk) -> None:
+    chain(desk)
+    audit.sign_head(desk.engine, StampSigner(), desk.clock)
+    tamper(desk, "UPDATE audit SET actor = 'bob', seq = NULL, sha256 = NULL, previous = NULL")
+    audit.seal(desk.engine)
+    assert complaints(desk) == "row 6: is not the row whose head was signed"
+    tamper(desk, "UPDATE audit_head SET sha256 = (SELECT sha256 FROM audit WHERE seq = 6)")
+    assert complaints(desk) == "row 6: the signature of its head was not made with the audit key"
+
+
+def test_the_report_counts_what_it_looked_at(desk: Desk) -> None:
+    chain(desk)
+    audit.sign_head(desk.engine, StampSigner(), desk.clock)
+    chain(desk, 2)
+    with desk.engine.begin() as connection:
+        audit.append(connection, "ours", "ann", "did", "it", 0.0)
+    assert report(desk) == audit.ChainReport(rows=8, unsealed=1, heads=1, signed_to=6, wrong=())
