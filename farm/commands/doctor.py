@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.commands.output import as_json
-from farm.errors import FarmError, Fault
+from farm.errors import FarmError, Fault, Unavailable
+from farm.job import Cause
 
 if TYPE_CHECKING:
     from farm.config import Settings
@@ -53,7 +54,9 @@ def _run(name: str, check: Callable[[Settings], tuple[bool, str, str]], settings
     try:
         return Check(name, *check(settings))
     except Fault as error:
-        return Check(name, False, error.detail, "is it running? `farm up` starts it, and home/log says why it ended")
+        own = error.cause in (Cause.SIGNER_DOWN, Cause.RAY_GONE)
+        fix = "is it running? `farm up` starts it, and home/log says why it ended" if own else ""
+        return Check(name, False, error.detail, fix)
     except FarmError as error:
         return Check(name, False, error.detail, error.fix or "")
 
@@ -106,7 +109,12 @@ def _api(settings: Settings) -> tuple[bool, str, str]:
     from farm.client import FarmClient
 
     with FarmClient(settings.api_url) as client:
-        client.ready()
+        try:
+            client.ready()
+        except Unavailable as error:
+            if missing := error.more.get("missing"):
+                return False, f"{settings.api_url} answers, but is not ready: {', '.join(missing)}", ""
+            raise
     return True, f"ready at {settings.api_url}", ""
 
 
