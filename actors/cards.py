@@ -5,7 +5,11 @@ from dataclasses import replace
 from farm.ports import Licence, ModelCard
 
 APACHE = Licence(
-    "Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0", asks_filter_or_review=False, commercial_use=True
+    "Apache-2.0",
+    "https://www.apache.org/licenses/LICENSE-2.0",
+    asks_filter_or_review=False,
+    commercial_use=True,
+    asks_acceptance=False,
 )
 # Clause 2(e): filter what is made or review it before anyone else sees it, and disclose AI where the law asks for it.
 FLUX_1_DEV = Licence(
@@ -13,12 +17,14 @@ FLUX_1_DEV = Licence(
     "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
     asks_filter_or_review=True,
     commercial_use=False,
+    asks_acceptance=True,
 )
 FLUX_DEV_2 = Licence(
     "FLUX [dev] Non-Commercial License v2.0",
     "https://huggingface.co/black-forest-labs/FLUX.2-dev/blob/main/LICENSE.md",
     asks_filter_or_review=True,
     commercial_use=False,
+    asks_acceptance=True,
 )
 
 TEXT_FILES = (

@@ -179,6 +179,7 @@ def row(card: ModelCard, folder: Path | None) -> dict[str, Any]:
         "licence_url": card.licence.url,
         "asks_filter_or_review": card.licence.asks_filter_or_review,
         "commercial_use": card.licence.commercial_use,
+        "asks_acceptance": card.licence.asks_acceptance,
         "edits": card.edits,
         "rendered": card.rendered,
         "needs": list(card.files),

@@ -157,6 +157,7 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     from farm.db import connect, migrate
     from farm.dispatcher import Dispatcher
     from farm.job_queue import JobQueue
+    from farm.licences import asked
     from farm.pipeline import Ports
     from farm.store import open_store
     from provenance.client import SignerClient
@@ -165,7 +166,7 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     migrate(engine)
     renderer = Pool(settings, catalogue())
     ports = Ports(
-        queue=JobQueue(engine),
+        queue=JobQueue(engine, licences=asked(catalogue())),
         renderer=renderer,
         gate=RemoteGate(settings, "safety.gate:load_gate", [_whole(settings.policy), _whole(settings.encoder)]),
         signer=SignerClient(settings.signer_socket),

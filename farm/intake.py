@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from sqlalchemy import Engine, literal, select
 
+from farm import licences
 from farm.db import reading
 from farm.errors import BadInput, Conflict, FarmError, TooLarge
 from farm.job_queue import JobQueue, NewJob
@@ -134,7 +135,7 @@ def survey(chunks: Iterable[list[Judged]]) -> Survey:
 def judge(file: BinaryIO, rules: Rules, engine: Engine) -> Iterator[list[Judged]]:
     """The lines in chunks, each good or with all that is wrong with it. Two readings of one file judge it alike."""
     ids: dict[str, int] = {}  # of the good lines so far: how many images each makes
-    lines = _parsed(file, rules)
+    lines = _parsed(file, rules, licences.refused(engine, rules.catalogue))
     count = 0
     while chunk := list(itertools.islice(lines, CHUNK)):
         count += len(chunk)
@@ -161,12 +162,12 @@ def read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
             yield number, None if too_long else text.strip()
 
 
-def _parsed(file: BinaryIO, rules: Rules) -> Iterator[Judged]:
+def _parsed(file: BinaryIO, rules: Rules, refused: Mapping[str, str]) -> Iterator[Judged]:
     for number, text in read_lines(file):
         if text is None:
             yield [BadLine(number, "line", f"is longer than {MAX_LINE:,} bytes")]
         else:
-            yield parse_line(number, text, rules.catalogue, rules.default_model)
+            yield parse_line(number, text, rules.catalogue, rules.default_model, refused)
 
 
 def _inputs(chunk: list[Judged], project: str, engine: Engine) -> dict[str | int, str]:

@@ -71,6 +71,7 @@ class Cause(StrEnum):
     STORE_DOWN = "store_down"
     DATABASE_DOWN = "database_down"
     WEIGHTS_MISSING = "weights_missing"
+    LICENCE_NOT_ACCEPTED = "licence_not_accepted"
 
 
 # The one table of who pays (law 9).
@@ -93,6 +94,7 @@ CAUSES: dict[Cause, Payer] = {
     Cause.STORE_DOWN: Payer.ENVIRONMENT,
     Cause.DATABASE_DOWN: Payer.ENVIRONMENT,
     Cause.WEIGHTS_MISSING: Payer.ENVIRONMENT,
+    Cause.LICENCE_NOT_ACCEPTED: Payer.ENVIRONMENT,
 }
 MAX_OWN_FAULTS = 3
 MAX_GANGS = 3

@@ -8,7 +8,7 @@ person's deed, its audit row.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from sqlalchemy import Engine
 
@@ -20,5 +20,8 @@ __all__ = ["Finished", "JobQueue", "LaneView", "NewJob", "Stored"]
 
 
 class JobQueue(Staging, Leasing, Control):
-    def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
-        self.engine, self.clock = engine, clock
+    def __init__(
+        self, engine: Engine, clock: Callable[[], float] = time.time, licences: Mapping[str, str] | None = None
+    ) -> None:
+        """`licences`: model to the licence without whose acceptance no job of it is leased."""
+        self.engine, self.clock, self.licences = engine, clock, licences or {}

@@ -5,14 +5,14 @@ A guard that no longer holds means the lease was lost: the result is dropped and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select, true, update
 from sqlalchemy.exc import IntegrityError
 
-from farm import events, moves
+from farm import events, licences, moves
 from farm.db import insert_many, reading, transaction, upsert
 from farm.errors import Fault
 from farm.job import CAUSES, RELEASES_CHILD, Cause, Payer, Spec, State, has_failed
@@ -72,6 +72,7 @@ CLAIM = (
 class Leasing:
     engine: Engine
     clock: Callable[[], float]
+    licences: Mapping[str, str]
 
     def lanes(self) -> list[LaneView]:
         """Where queued jobs may be had. A batch that is paused, cancelled or still coming in shows none."""
@@ -85,12 +86,17 @@ class Leasing:
     @transaction
     def claim(self, connection: Connection, lane_id: int, owner: str, limit: int, lease_s: float) -> list[Lease]:
         now = self.clock()
-        lane = select(BATCH.c.state).join(LANE, LANE.c.batch_id == BATCH.c.id).where(LANE.c.id == lane_id)
-        if connection.execute(lane).scalar() != "open":
+        query = select(BATCH.c.state, LANE.c.model).join(LANE, LANE.c.batch_id == BATCH.c.id)
+        lane = connection.execute(query.where(LANE.c.id == lane_id)).first()
+        if lane is None or lane.state != "open":
             return []
         rows = connection.execute(CLAIM, {"lane": lane_id, "now": now, "at_most": limit}).all()
         if not rows:
             _close_if_empty(connection, lane_id)
+            return []
+        if not self._accepted(connection, lane.model):
+            reason = f"{Cause.LICENCE_NOT_ACCEPTED}: {licences.why(lane.model, self.licences[lane.model])}"
+            connection.execute(update(JOB).where(JOB.c.id.in_([row.id for row in rows])).values(reason=reason))
             return []
         rows = _with_published_parents(connection, rows, now)
         taken = {"state": State.LEASED, "attempt": JOB.c.attempt + 1, "owner": owner, "lease_expires_at": now + lease_s}
@@ -221,6 +227,9 @@ class Leasing:
         said = {"kind": kind, "state": state, "detail": detail[:MAX_DETAIL], "beat_at": self.clock()}
         statement = upsert(connection, COMPONENT).values(name=name, **said)
         connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=said))
+
+    def _accepted(self, connection: Connection, model: str) -> bool:
+        return model not in self.licences or (model, self.licences[model]) in licences.standing(connection)
 
     def _held(self, connection: Connection, leases: Sequence[Lease]) -> dict[int, Row[Any]]:
         """The rows of those leases that still hold, locked."""

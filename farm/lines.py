@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from farm.errors import nearest
@@ -48,9 +49,16 @@ class Line:
 
 
 def parse_line(
-    number: int, text: bytes, catalogue: Mapping[str, ModelCard], default_model: str | None = None
+    number: int,
+    text: bytes,
+    catalogue: Mapping[str, ModelCard],
+    default_model: str | None = None,
+    refused: Mapping[str, str] = MappingProxyType({}),
 ) -> Line | list[BadLine]:
-    """A missing seed is derived from the line's number and prompt, so that the same file asks for the same images."""
+    """`refused`: models of which no job is taken now, and why.
+
+    A missing seed is derived from the line's number and prompt, so that the same file asks for the same images.
+    """
     try:
         values = _decode(text)
     except ValueError as error:
@@ -58,6 +66,8 @@ def parse_line(
     fields = _Fields(number, values)
     fields.refuse_unknown()
     card = _model(fields, catalogue, default_model)
+    if card is not None and card.name in refused:
+        fields.note("model", refused[card.name])
     line = _line(fields, card, catalogue) if card else None
     return fields.bad or ([] if line is None else line)
 

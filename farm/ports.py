@@ -156,6 +156,7 @@ class Licence:
     url: str
     asks_filter_or_review: bool
     commercial_use: bool
+    asks_acceptance: bool  # by an operator, on the record, before anything is drawn
 
 
 @dataclass(frozen=True, slots=True)

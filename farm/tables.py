@@ -22,6 +22,7 @@ NEVER_AGAIN = {"sqlite_autoincrement": True}  # an id that was given once is not
 
 BATCH_STATES = ("staging", "open", "paused", "cancelled", "discarded")
 DECISIONS = ("approve", "reject", "withdraw")
+HOLDINGS = ("non-commercial", "commercial")
 ROLES = ("submitter", "reviewer", "operator")
 
 
@@ -269,6 +270,18 @@ class AuditHead(SQLModel, table=True):
     created_at: float
 
 
+class Acceptance(SQLModel, table=True):
+    """An operator accepted a model's licence (law 10); it counts for the whole farm."""
+
+    __table_args__ = (one_of("acceptance", "holds", HOLDINGS),)
+    id: int | None = big_key()
+    model: str
+    licence: str  # with its version
+    holds: str
+    person: str
+    created_at: float
+
+
 class Component(SQLModel, table=True):
     """What each process last said of itself, so that every wait says what it waits for."""
 
@@ -294,4 +307,5 @@ JOB_FAULT = METADATA.tables["job_fault"]
 EVENT = METADATA.tables["event"]
 AUDIT = METADATA.tables["audit"]
 AUDIT_HEAD = METADATA.tables["audit_head"]
+ACCEPTANCE = METADATA.tables["acceptance"]
 COMPONENT = METADATA.tables["component"]

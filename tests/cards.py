@@ -4,7 +4,9 @@ from dataclasses import replace
 
 from farm.ports import Licence, ModelCard
 
-OPEN = Licence("Apache-2.0", "https://example.org", asks_filter_or_review=False, commercial_use=True)
+OPEN = Licence(
+    "Apache-2.0", "https://example.org", asks_filter_or_review=False, commercial_use=True, asks_acceptance=False
+)
 TINY = ModelCard(
     name="tiny",
     title="Tiny",

@@ -39,6 +39,7 @@ def test_each_licence_asks_what_its_text_asks() -> None:
     assert asking == {"flux1-dev", "flux1-kontext-dev", "flux2-dev", "flux2-klein-9b"}
     for card in CARDS:
         assert card.licence.commercial_use is (card.name not in asking)
+        assert card.licence.asks_acceptance is (card.name in asking)
         assert card.licence.url.startswith("https://")
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.commands.output import as_json, table
+from farm.commands.output import as_json, moment, say, table
 from farm.errors import BadInput, nearest
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from farm.config import Settings
 
 models = typer.Typer(help="The models the farm knows, and the files they need.")
 BENCHES = {"queue": "benchmarks.queue", "denoise": "benchmarks.denoise"}
@@ -18,20 +26,71 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 
 @models.command("ls")
 def models_ls(json_: Json = False) -> None:
-    """List the models: licence, whether their files are there, what is missing."""
+    """List the models: licence, who accepted it, whether their files are there, what is missing."""
     from actors.models import models_table
     from farm import config
 
-    folder = config.load().models
-    rows = models_table(Path(folder) if folder else None)
+    settings = config.load()
+    accepted = _accepted(settings)
+    rows = models_table(Path(settings.models) if settings.models else None)
+    rows = [row | {"accepted": accepted.get((row["name"], row["licence"]))} for row in rows]
     if json_:
         as_json(rows)
         return
     shown = [
-        row | {"state": _state(row), "edits": "yes" if row["edits"] else "", "missing": ", ".join(row["missing"])}
+        row
+        | {"state": _state(row), "edits": "yes" if row["edits"] else "", "missing": ", ".join(row["missing"])}
+        | {"accepted": _acceptance(row)}
         for row in rows
     ]
-    table(shown, ["name", "title", "state", "edits", "licence", "missing"])
+    table(shown, ["name", "title", "state", "edits", "licence", "accepted", "missing"])
+
+
+@models.command("accept")
+def models_accept(
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    by: Annotated[str, typer.Option(metavar="NAME", help="Who answers for it.")],
+    holds: Annotated[str, typer.Option(help="What you hold: non-commercial or commercial (an agreement of your own).")],
+) -> None:
+    """Accept a model's licence, on the record: until then no job of it is taken or drawn."""
+    from actors.models import card_of
+    from farm import config, licences
+
+    settings, card = config.load(), card_of(model)
+    with _database(settings) as engine:
+        licences.accept(engine, card, holds, by, settings.project)
+    say(f"farm: {by} accepted the {card.licence.name} for {model} ({holds}); its text: {card.licence.url}")
+
+
+def _accepted(settings: Settings) -> dict[tuple[str, str], dict[str, Any]]:
+    """A farm that was never started has accepted nothing."""
+    from farm import licences
+    from farm.db import reading
+
+    if not settings.database and not (settings.home / "farm.db").exists():
+        return {}
+    with _database(settings) as engine, reading(engine) as connection:
+        found = licences.standing(connection)
+    return {key: asdict(one) for key, one in found.items()}
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[Engine]:
+    from farm.db import connect, migrate
+
+    engine = connect(settings.database_url)
+    try:
+        migrate(engine)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _acceptance(row: dict[str, Any]) -> str:
+    if not row["asks_acceptance"]:
+        return "not asked"
+    said = row["accepted"]
+    return f"{said['holds']}, by {said['person']}, {moment(said['created_at'])[:10]}" if said else "NO"
 
 
 def _state(row: dict[str, object]) -> str:

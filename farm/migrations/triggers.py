@@ -126,6 +126,7 @@ RULES = [
         ),
     ),
     *_write_once("audit_head", key="seq"),
+    *_write_once("acceptance"),
     *[rule for rule in _except_update(_write_once("artifact")) if rule.event != "DELETE"],
     Rule(
         "artifact_verified_once",

@@ -19,7 +19,21 @@ from farm.job import Spec
 from farm.ports import Frame, Licence, ModelCard, RenderRequest
 
 CARD = ModelCard(
-    "flat", "Flat", Licence("none", "", False, True), True, 2, 4, 1.0, 5.0, 16, 256, 256, 65536, 32, 200, rendered=True
+    "flat",
+    "Flat",
+    Licence("none", "", False, True, False),
+    True,
+    2,
+    4,
+    1.0,
+    5.0,
+    16,
+    256,
+    256,
+    65536,
+    32,
+    200,
+    rendered=True,
 )
 CARDS = {name: replace(CARD, name=name) for name in ("flat", "other", "third", "missing", "broken")}
 

@@ -27,8 +27,8 @@ from tests.conftest import fresh_postgres
 from tests.queue.conftest import Desk
 
 # What came after the first tables.
-NEWER_RULES = ("audit_head_",)
-NEWER_TABLES: tuple[str, ...] = ()
+NEWER_RULES = ("audit_head_", "acceptance_")
+NEWER_TABLES = ("acceptance",)
 START = (
     "import sys; from farm.db import connect, migrate; engine = connect(sys.argv[1]); migrate(engine); engine.dispose()"
 )
