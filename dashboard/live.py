@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from dashboard.auth import person
+from dashboard.auth import SignInFirst, person
 from farm import events
 from farm.access import KeyView
 from farm.tables import MAX_ID
@@ -33,13 +33,24 @@ async def changes(
     return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
+def _still_known(request: Request) -> bool:
+    """A key that is revoked ends what it started."""
+    try:
+        _person(request)
+    except SignInFirst:
+        return False
+    return True
+
+
 async def _changes(request: Request, project_id: str, batch: int | None) -> AsyncIterator[str]:
     engine = request.app.state.pages.insights.engine
     seen = await run_in_threadpool(events.last_seq, engine)
     silent = 0
     yield "retry: 2000\n\n"
     stopping = request.app.state.stopping
-    while not stopping.is_set() and not await request.is_disconnected():
+    while not stopping.is_set() and await run_in_threadpool(_still_known, request):
+        if await request.is_disconnected():
+            return
         news = await run_in_threadpool(events.read, engine, seen, project_id)
         seen = news[-1]["seq"] if news else seen
         silent = 0 if news else silent + 1
