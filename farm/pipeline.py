@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TypeVar
 
 from farm.errors import FarmError, Fault
@@ -84,6 +85,9 @@ class Group:
     def fetch_reference(self, lease: Lease) -> tuple[Lease, RenderRequest] | None:
         """The picture an edit starts from. A stranger's is judged like any frame; ours was judged when it was made."""
         frame = None
+        if lease.spec.edit and lease.reference_key is None:  # never drawn as if there were nothing to edit
+            self.fault(lease, Fault(Cause.BAD_INPUT, "the picture it edits is not there any more"))
+            return None
         if lease.reference_key is not None:
             try:
                 data = self.ports.store.get(lease.reference_key)
@@ -110,11 +114,15 @@ class Group:
         drawn = {lease.job_id: one for lease, one in rendered}
         leases, frames = [lease for lease, _ in rendered], [one.frame for _, one in rendered]
         verdicts = self.ask(leases, frames, lambda some: self.ports.gate.judge_frames(some, Stage.FRAME))
-        drawn_by = rendered[0][1] if rendered else None
-        gang, weights = (drawn_by.gang, drawn_by.weights) if drawn_by else ("", "")
+
+        def maker(pair: tuple[Lease, Verdict]) -> tuple[str, str]:
+            one = drawn[pair[0].job_id]
+            return one.gang, one.weights
+
         return [
             Passed(lease, drawn[lease.job_id].frame, verdict_id, verdict.outcome)
-            for lease, verdict, verdict_id in self.commit(verdicts, gang=gang, weights=weights)
+            for (gang, weights), some in groupby(sorted(verdicts, key=maker), maker)  # one, unless it died in between
+            for lease, verdict, verdict_id in self.commit(list(some), gang=gang, weights=weights)
         ]
 
     def sign_and_store(self, item: Passed) -> Finished | None:

@@ -207,6 +207,36 @@ def test_a_strangers_picture_is_judged_before_it_is_used(ports: FakePorts) -> No
     assert ports.renderer.calls == 0
 
 
+def test_an_edit_whose_picture_is_gone_is_not_drawn_from_nothing(ports: FakePorts) -> None:
+    submit(ports, NewJob(line=1, spec=spec("make it green", edit=True), upload_id=upload(ports)))
+    (lease,) = lease_all(ports)
+    group = Group(ports)
+    group.run([replace(lease, reference_key=None)])
+    assert [fault.cause for fault in group.faults] == [Cause.BAD_INPUT]
+    assert ports.renderer.calls == 0
+
+
+def test_each_verdict_names_the_gang_and_the_weights_that_drew_its_own_frame(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render = ports.renderer.render
+
+    def by_two(requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
+        answers = [answer for answer in render(requests, cancelled) if isinstance(answer, Rendered)]
+        names = [f"{request.spec.seed % 2}" for request in requests]
+        return [replace(one, gang=f"gang-{name}", weights=name) for one, name in zip(answers, names, strict=True)]
+
+    monkeypatch.setattr(ports.renderer, "render", by_two)
+    submit(ports, *(NewJob(line=seed, spec=spec(seed=seed)) for seed in range(1, 5)))
+    run(ports)
+    assert states(ports) == {"published": 4}
+    seeds = {row["id"]: row["seed"] for row in rows(ports, JOB)}
+    drawn = {
+        seeds[row["job_id"]]: (row["gang"], row["weights"]) for row in rows(ports, VERDICT) if row["stage"] == "frame"
+    }
+    assert drawn == {seed: (f"gang-{seed % 2}", f"{seed % 2}") for seed in range(1, 5)}
+
+
 def dispatch_until(dispatcher: Dispatcher, done: Callable[[], bool], seconds: float = 20) -> None:
     thread = threading.Thread(target=dispatcher.run)
     thread.start()
