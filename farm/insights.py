@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, case, func, literal_column, select
 
 from farm.db import reading
 from farm.job import UNSETTLED, State
+from farm.ports import Outcome
 from farm.tables import ARTIFACT, BAD_LINE, BATCH, COMPONENT, DECISION, EVENT, JOB, JOB_FAULT, VERDICT
 
 Record = dict[str, Any]
@@ -21,7 +22,8 @@ HIDDEN = ("staging", "discarded")
 VISIBLE = BATCH.c.state.not_in(HIDDEN)
 # What a list shows of each job; `sha256` is the file's, because the store is content-addressed.
 LISTED = [
-    *(column for column in JOB.c if column.name not in ("owner", "lane_id", "forgiven")),
+    *(column for column in JOB.c if column.name not in ("owner", "lane_id", "forgiven", "verdict_id")),
+    VERDICT.c.id.label("verdict_id"),
     ARTIFACT.c.key.label("sha256"),
     ARTIFACT.c.mime.label("mime"),
     ARTIFACT.c.bytes.label("bytes"),
@@ -154,10 +156,17 @@ class Insights:
 
 def _listing() -> Select[Any]:
     rows = JOB.join(BATCH, BATCH.c.id == JOB.c.batch_id)
-    rows = rows.outerjoin(ARTIFACT, ARTIFACT.c.id == JOB.c.artifact_id).outerjoin(
-        VERDICT, VERDICT.c.id == JOB.c.verdict_id
-    )
+    rows = rows.outerjoin(ARTIFACT, ARTIFACT.c.id == JOB.c.artifact_id).outerjoin(VERDICT, VERDICT.c.id == _decisive())
     return select(*LISTED).select_from(rows)
+
+
+def _decisive() -> ColumnElement[Any]:
+    """The verdict that made the job what it is: the first doubt, about the prompt, say, though the frame was allowed;
+    else the one on the frame, or the one that blocked."""
+    doubt = VERDICT.alias("doubt")
+    mine = (doubt.c.job_id == JOB.c.id, doubt.c.attempt == JOB.c.attempt, doubt.c.outcome == str(Outcome.REVIEW))
+    first = select(func.min(doubt.c.id)).where(*mine, JOB.c.state != str(State.BLOCKED)).scalar_subquery()
+    return case((JOB.c.verdict_id.is_not(None), func.coalesce(first, JOB.c.verdict_id)))
 
 
 def _shown() -> Select[Any]:

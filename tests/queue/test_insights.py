@@ -8,8 +8,8 @@ from farm.access import Access
 from farm.errors import BadInput, NotFound
 from farm.job import State
 from farm.job_queue import NewJob
-from farm.ports import Lease
-from tests.queue.conftest import SPEC, Desk
+from farm.ports import Lease, Outcome, Stage
+from tests.queue.conftest import SPEC, Desk, verdict
 
 
 def published(desk: Desk, count: int = 3) -> list[Lease]:
@@ -75,6 +75,25 @@ def test_a_listed_job_carries_its_file_and_its_verdict(desk: Desk) -> None:
     assert [job["id"] for job in desk.insights.jobs("ours", state="blocked")] == [two.job_id]
     assert len(desk.insights.jobs("ours", state=["blocked", "published"])) == 2
     assert desk.insights.counts() == {str(state): int(state in ("published", "blocked")) for state in State}
+
+
+@pytest.mark.parametrize("frame", [Outcome.ALLOW, Outcome.REVIEW, Outcome.BLOCK])
+@pytest.mark.parametrize("stage", [Stage.PROMPT, Stage.INPUT])
+def test_the_verdict_shown_is_the_one_that_decided(desk: Desk, frame: Outcome, stage: Stage) -> None:
+    """A job held by its prompt says what was said of the prompt, though its frame was allowed."""
+    desk.submit(count=2)
+    lease, other = desk.claim()
+    desk.queue.record([(other, verdict("p" * 64, Outcome.REVIEW, stage))])
+    (doubt,) = desk.queue.record([(lease, verdict("p" * 64, Outcome.REVIEW, stage))])
+    desk.publish(lease, frame)
+    shown, waiting = desk.insights.jobs("ours")
+    assert waiting["verdict"] is None
+    assert shown["verdict"] == (Outcome.BLOCK if frame is Outcome.BLOCK else Outcome.REVIEW)
+    alone = desk.insights.job("ours", lease.job_id)
+    assert alone is not None
+    assert alone["verdict"] == shown["verdict"]
+    told = next(one for one in alone["verdicts"] if one["id"] == alone["verdict_id"])
+    assert (told["id"] == doubt, told["stage"]) == ((False, "frame") if frame is Outcome.BLOCK else (True, str(stage)))
 
 
 def test_only_published_artifacts_are_in_the_gallery(desk: Desk) -> None:
