@@ -277,6 +277,16 @@ def test_a_component_says_how_it_is_and_the_last_word_stands(desk: Desk) -> None
     assert (said["state"], said["detail"], said["age_s"]) == ("waiting", "for the signer", 4.0)
 
 
+def test_a_component_silent_for_a_day_is_forgotten(desk: Desk) -> None:
+    desk.queue.beat("dispatcher-1", "dispatcher", "ready")
+    desk.clock.now += 23 * 3600
+    desk.queue.beat("dispatcher-2", "dispatcher", "ready")
+    assert desk.queue.forget_silent() == 0
+    desk.clock.now += 2 * 3600
+    assert desk.queue.forget_silent() == 1
+    assert [one["name"] for one in desk.insights.components()] == ["dispatcher-2"]
+
+
 def test_a_move_that_is_not_legal_is_refused(desk: Desk) -> None:
     desk.submit(count=1)
     (lease,) = desk.claim()
