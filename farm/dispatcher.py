@@ -177,6 +177,7 @@ class Dispatcher:
         self.queue.expire()
         self.queue.finish_cancelled()
         self.queue.collect_abandoned()
+        self.queue.forget_silent()
 
     def _seal(self) -> None:
         events.seal(self.queue.engine)

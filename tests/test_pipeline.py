@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sqlalchemy import RowMapping, Table, select
+from sqlalchemy import RowMapping, Table, select, update
 
 from farm.access import Access
 from farm.db import connect, migrate, reading
@@ -284,6 +284,15 @@ def test_a_deed_that_fails_in_the_background_is_tried_again_and_leases_stay_aliv
     dispatcher = Dispatcher(ports, group=1, workers=1)
     submit(ports, NewJob(line=1, spec=spec()))
     dispatch_until(dispatcher, lambda: states(ports) == {"published": 1} and len(failures) > 2)
+
+
+def test_the_keeper_forgets_processes_that_died_yesterday(ports: FakePorts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farm.dispatcher.TIDY_S", 0.05)
+    ports.queue.beat("dispatcher-of-yesterday", "dispatcher", "ready")
+    with ports.queue.engine.begin() as connection:
+        connection.execute(update(COMPONENT).values(beat_at=time.time() - 25 * 3600))
+    dispatcher = Dispatcher(ports)
+    dispatch_until(dispatcher, lambda: [row["name"] for row in rows(ports, COMPONENT)] == [dispatcher.owner])
 
 
 def test_one_projects_cancelled_job_holds_nobody_else_up(ports: FakePorts) -> None:
