@@ -16,9 +16,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, update
 
-from farm.db import AUDIT_LOCK, only_one, reading, transact, upsert
-from farm.events import UNSEALED
+from farm import sealing
+from farm.db import AUDIT_LOCK, reading, transact, upsert
 from farm.ports import Signer
+from farm.sealing import UNSEALED
 from farm.tables import AUDIT, AUDIT_HEAD
 
 SEAL_AT_ONCE = 1000
@@ -46,24 +47,13 @@ def row_hash(row: dict[str, Any]) -> str:
 
 
 def seal(engine: Engine) -> int:
-    sealed = 0
-    while _waiting(engine):
-        count = transact(engine, _seal_some)
-        sealed += count
-        if count < SEAL_AT_ONCE:
-            break
-    return sealed
+    """Put what is committed into the chain; returns how many rows."""
+    return sealing.seal(engine, AUDIT, AUDIT_LOCK, _seal_some, SEAL_AT_ONCE)
 
 
-def _waiting(engine: Engine) -> bool:
-    with reading(engine) as connection:
-        return connection.execute(select(AUDIT.c.id).where(UNSEALED).limit(1)).first() is not None
-
-
-def _seal_some(connection: Connection) -> int:
-    only_one(connection, AUDIT_LOCK)
+def _seal_some(connection: Connection, at_once: int) -> int:
     seq, previous = _head(connection)
-    fresh = connection.execute(select(AUDIT).where(UNSEALED).order_by(AUDIT.c.id).limit(SEAL_AT_ONCE)).mappings().all()
+    fresh = connection.execute(select(AUDIT).where(UNSEALED).order_by(AUDIT.c.id).limit(at_once)).mappings().all()
     for row in fresh:
         seq += 1
         sealed = dict(row) | {"seq": seq, "previous": previous}

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, literal_column, select, update
+from sqlalchemy import Connection, Engine, func, select, update
 
-from farm.db import EVENT_LOCK, insert_many, only_one, reading, transact
+from farm import sealing
+from farm.db import EVENT_LOCK, insert_many, reading
+from farm.sealing import UNSEALED
 from farm.tables import EVENT
 
 SEAL_AT_ONCE = 5000
-# Spelled out, so that both databases use the small index of unsealed rows.
-UNSEALED = literal_column("seq").is_(None)
 
 
 def event(
@@ -38,26 +38,14 @@ def append(connection: Connection, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def seal(engine: Engine) -> int:
-    """Number what is committed; returns how many. Cheap when there is nothing to do."""
-    sealed = 0
-    while _waiting(engine):
-        count = transact(engine, _seal_some)
-        sealed += count
-        if count < SEAL_AT_ONCE:
-            break
-    return sealed
+    """Number what is committed; returns how many."""
+    return sealing.seal(engine, EVENT, EVENT_LOCK, _seal_some, SEAL_AT_ONCE)
 
 
-def _waiting(engine: Engine) -> bool:
-    with reading(engine) as connection:
-        return connection.execute(select(EVENT.c.id).where(UNSEALED).limit(1)).first() is not None
-
-
-def _seal_some(connection: Connection) -> int:
-    only_one(connection, EVENT_LOCK)
+def _seal_some(connection: Connection, at_once: int) -> int:
     last = connection.execute(select(func.coalesce(func.max(EVENT.c.seq), 0))).scalar_one()
     place = func.row_number().over(order_by=EVENT.c.id)
-    fresh = select(EVENT.c.id, place.label("place")).where(UNSEALED).order_by(EVENT.c.id).limit(SEAL_AT_ONCE).subquery()
+    fresh = select(EVENT.c.id, place.label("place")).where(UNSEALED).order_by(EVENT.c.id).limit(at_once).subquery()
     number = update(EVENT).values(seq=last + fresh.c.place).where(EVENT.c.id == fresh.c.id)
     return connection.execute(number).rowcount
 
