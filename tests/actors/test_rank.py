@@ -6,15 +6,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from actors.flux.render import Pixels, RenderJob
 from actors.messages import GangState, Order, Post
-from actors.rank import Rank
+from actors.rank import Rank, Shard
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Frame, Rendered, RenderRequest
 from tests.actors.conftest import CARDS, request_of
+from tests.actors.fakes import Flat
 
 GREEN = Frame(8, 8, bytes((0, 200, 0)) * 64)
 WIDE = Frame(16, 8, bytes((0, 90, 0)) * 128)
@@ -51,6 +54,28 @@ def test_references_reach_their_own_job_whatever_their_sizes() -> None:
         bytes((2, 90)),
         bytes((3, 200)),
     ]
+
+
+class SameSizes(Flat):
+    """As the real one: together only what shares the reference's size."""
+
+    def __init__(self) -> None:
+        self.together: list[int] = []
+
+    def render(self, jobs: Sequence[RenderJob], *, cancelled: Callable[[], bool] | None = None) -> list[Pixels]:
+        if len({job.reference.size for job in jobs if job.reference}) > 1:
+            raise ValueError("jobs rendered together must share the reference's size")
+        self.together.append(len(jobs))
+        return super().render(jobs, cancelled=cancelled)
+
+
+def test_only_references_of_one_size_are_drawn_together() -> None:
+    rank, renderer = ready(), SameSizes()
+    rank.shard = Shard(renderer, "f" * 64)
+    frames = (GREEN, GREEN, WIDE, GREEN)
+    requests = [request_of("a", seed, reference=frame) for seed, frame in enumerate(frames)]
+    assert causes(draw(rank, *requests)) == [None] * 4
+    assert renderer.together == [2, 1, 1]
 
 
 def test_a_bad_job_fails_alone() -> None:
