@@ -2,28 +2,37 @@
 
 Detached, so that a restarted dispatcher finds the warm gang by its name. Never restarted by Ray: its retries run work
 twice. When a rank is lost the whole gang goes, placement group included, and another one is built.
+
+A gang is used, and removed, by one dispatcher at a time: the one that has its holder, an actor whose name exists once.
+A holder ends with its dispatcher, however that ends, and then the gang may be had by another one.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from actors import faults
 from actors.messages import GangState, Hello, Order, Post
 from actors.rank import CONTROL, RENDER, Rank
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Rendered
 
-PREFIX = "gang/"
+log = logging.getLogger("farm.gang")
+PREFIX, HOLDER = "gang/", "holder/"
 POLL_S = 0.2
-ANSWER_S = 10.0  # for a question that no work delays
+ANSWER_S = 60.0  # for a question; it may find the rank at work that its last dispatcher gave it, on a busy machine
+FREED_S = 5.0  # Ray takes a moment to end what a dead dispatcher has left
 GRACE_S = 10.0  # the rank's own watchdog comes first
 YOUNG_S = 60.0  # a placement group this young may be a gang that another dispatcher is building
+
+
+class Holder:
+    """While it stands, the gang it is named after is in use."""
 
 
 @dataclass(slots=True)
@@ -31,6 +40,7 @@ class Gang:
     id: str
     ranks: list[Any]
     group: Any
+    holder: Any
 
     def hello(self) -> Hello:
         import ray
@@ -72,6 +82,7 @@ class Gang:
             ray.kill(rank, no_restart=True)
         # Killing the actors alone would leave their room taken.
         ray.util.remove_placement_group(self.group)
+        ray.kill(self.holder, no_restart=True)
 
 
 def build(post: Post, gpus: int, room_s: float, size: int = 1) -> Gang | None:
@@ -84,7 +95,8 @@ def build(post: Post, gpus: int, room_s: float, size: int = 1) -> Gang | None:
     group = ray.util.placement_group(bundles, "STRICT_PACK", name=PREFIX + gang_id, lifetime="detached")
     try:
         if group.wait(room_s):
-            return Gang(gang_id, [_rank(gang_id, post, gpus, group, index) for index in range(size)], group)
+            holder = hold(gang_id)  # before its ranks can be found
+            return Gang(gang_id, [_rank(gang_id, post, gpus, group, index) for index in range(size)], group, holder)
     except BaseException:
         ray.util.remove_placement_group(group)
         raise
@@ -103,22 +115,47 @@ def _rank(gang_id: str, post: Post, gpus: int, group: Any, index: int) -> Any:
     return actor.remote(gang_id, post)
 
 
+def hold(gang_id: str, patience_s: float = 0.0) -> Any | None:
+    """The right to use this gang and to remove it; None while another dispatcher has it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # it falls with us
+    made = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Holder).options(name=HOLDER + gang_id)
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            return made.remote()
+        except ValueError:  # the name is taken
+            if time.monotonic() >= end:
+                return None
+            time.sleep(POLL_S)
+
+
 def attach(post: Post, size: int = 1) -> Gang | None:
-    """The warm gang of this post that an earlier dispatcher, or another one, has built."""
+    """The warm gang of this post that an earlier dispatcher has built and nobody uses."""
+    import ray
+
     for gang_id in standing():
-        if model_of(gang_id) != post.card.name:
-            continue
-        gang = _find(gang_id, size)
-        if gang is None:
+        if model_of(gang_id) != post.card.name or (gang := _find(gang_id, FREED_S)) is None:
             continue
         try:
-            if gang.hello().key == post.key:
+            if len(gang.ranks) == size and gang.hello().key == post.key:
                 return gang
-        except Exception as error:
-            if not faults.ends_gang(faults.fault_of(error)):
-                raise
+        except ray.exceptions.RayError as error:  # dead, hung, or of other code than ours
+            log.warning("gang %s is not taken over: %s", gang_id, error)
         gang.remove()
     return None
+
+
+def remove_one_unused() -> bool:
+    """Make room: the oldest gang that nobody uses goes, as a dispatcher leaves it that does not come back."""
+    for gang_id in sorted(standing(), key=born):
+        if (gang := _find(gang_id)) is not None:
+            log.warning("gang %s removed: nobody uses it, and its room is needed", gang_id)
+            gang.remove()
+            return True
+    return False
 
 
 def standing() -> list[str]:
@@ -153,16 +190,19 @@ def born(gang_id: str) -> float:
     return float(gang_id.rsplit(".", 2)[1])
 
 
-def _find(gang_id: str, size: int) -> Gang | None:
+def _find(gang_id: str, patience_s: float = 0.0) -> Gang | None:
+    """A standing gang, now held by us; None where it is in use, or gone meanwhile."""
     import ray
 
-    group = ray.util.get_placement_group(PREFIX + gang_id)
-    try:
-        ranks = [ray.get_actor(f"{PREFIX}{gang_id}/{index}") for index in range(size)]
-    except ValueError:  # a rank is gone already, and the gang with it
-        ray.util.remove_placement_group(group)
+    if (holder := hold(gang_id, patience_s)) is None:
         return None
-    return Gang(gang_id, ranks, group)
+    try:
+        names = [name for name in ray.util.list_named_actors() if name.startswith(f"{PREFIX}{gang_id}/")]
+        ranks = [ray.get_actor(name) for name in sorted(names)]
+        return Gang(gang_id, ranks, ray.util.get_placement_group(PREFIX + gang_id), holder)
+    except ValueError:  # no such name any more; what is left of it is swept
+        ray.kill(holder, no_restart=True)
+        return None
 
 
 def _ask(rank: Any, method: str) -> Any:

@@ -130,11 +130,16 @@ class Pool:
         return lane.gang
 
     def _build(self, lane: Lane) -> Gang:
-        """Where there is no room, the idle gang of another model that was not used for longest makes some."""
+        """Where there is no room, a gang that nobody uses makes some; then our idle one that was not used for longest.
+
+        Those of other dispatchers are theirs.
+        """
         gpus = self._gpus()
         while (built := gang.build(lane.post, gpus, self.room_s)) is None:
-            if not self._evict(lane):
-                raise Fault(Cause.RAY_GONE, f"no node has room for a rank of {lane.post.card.name} (1 CPU, {gpus} GPU)")
+            if not gang.remove_one_unused() and not self._evict(lane):
+                others = ", ".join(gang.standing()) or "none"
+                rank = f"a rank of {lane.post.card.name} (1 CPU, {gpus} GPU)"
+                raise Fault(Cause.RAY_GONE, f"no node has room for {rank}; gangs in use: {others}")
         return built
 
     def _evict(self, lane: Lane) -> bool:

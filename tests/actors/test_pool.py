@@ -165,9 +165,28 @@ def test_a_second_dispatcher_finds_the_warm_gang_and_sweeps_what_is_left(pool: P
     assert groups() == [gang.PREFIX + first]
 
 
-def test_a_gang_built_from_other_files_is_not_taken_over(pool: Pool, settings: Settings) -> None:
+def test_a_gang_in_use_by_another_dispatcher_is_neither_shared_nor_removed(pool: Pool, settings: Settings) -> None:
     first = drawn(pool)
-    other = Pool(settings.model_copy(update={"device": "cpu:0"}), CARDS, shard=FAKE, room_s=3.0)
-    assert drawn(other) != first
-    until(lambda: len(groups()) == 1)
+    other = make(settings)
+    second = drawn(other)  # a name is taken from whoever asks, be it in the same process
+    assert second != first
+    assert sorted(gang.standing()) == sorted([first, second])
+    with pytest.raises(Fault, match=f"no node has room.*{first}") as caught:
+        make(settings).render([request_of("a")], never)
+    assert caught.value.cause is Cause.RAY_GONE
+    assert (drawn(pool), drawn(other)) == (first, second)
     other._remove(other.lanes["flat"])
+
+
+def test_a_gang_that_nobody_uses_makes_room_or_is_replaced_where_its_files_are_others(
+    pool: Pool, settings: Settings
+) -> None:
+    left = [drawn(pool), drawn(pool, "other")]
+    cluster.disconnect()
+    again = Pool(settings.model_copy(update={"device": "cpu:0"}), CARDS, shard=FAKE, room_s=3.0)
+    replaced = drawn(again)
+    until(lambda: set(gang.standing()) == {left[1], replaced})
+    third = drawn(again, "third")
+    until(lambda: set(gang.standing()) == {replaced, third})
+    for name in ("flat", "third"):
+        again._remove(again.lanes[name])
