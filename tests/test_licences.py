@@ -15,7 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from actors.cards import CARDS, DEV, SCHNELL, TINY
 from farm import audit, licences
 from farm.access import Access
-from farm.cli import _run
+from farm.cli import _run, build_dispatcher
+from farm.config import Settings
 from farm.db import connect, reading
 from farm.errors import BadInput
 from farm.insights import Insights
@@ -78,6 +79,14 @@ def test_no_job_of_it_is_leased_and_the_batch_says_why(engine: Engine) -> None:
     assert wait["jobs"] == 2
     licences.accept(engine, DEV, "commercial", "Ann Lee", "ours")
     assert {lease.batch_id for lease in claim(engine)} == {old}
+
+
+def test_the_dispatcher_that_farm_runs_knows_what_to_ask_for(tmp_path: Path) -> None:
+    dispatcher, close = build_dispatcher(Settings(home=tmp_path))
+    assert "flux1-dev" in dispatcher.queue.licences
+    assert dispatcher.queue.licences == licences.asked(CATALOGUE)
+    close()
+    dispatcher.queue.engine.dispose()
 
 
 def test_an_acceptance_is_of_one_model_and_one_version(engine: Engine) -> None:
