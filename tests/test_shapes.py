@@ -19,7 +19,7 @@ SEEDS = st.integers(0, 2**32)
 def one(
     shape: str = "circle", colour: str = "red", ground: str = "blue", place: str = "centre", size: str = "medium"
 ) -> Scene:
-    return Scene(128, 128, "plain", (ground,), (put(random.Random(1), (128, 128), shape, colour, size, place),))
+    return Scene(128, 128, "plain", (ground,), (put((128, 128), shape, colour, size, place),))
 
 
 @given(SEEDS)

@@ -1,21 +1,22 @@
 """What training rests on: layouts that lie as latents do, an autoencoder whose latents are even, workers that meet."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from actors.flux import latents
 from actors.flux.vae import AutoEncoder
-from training import vae
-from training.flux import Meeting, flat, spread, times
+from training import train, vae
+from training.flux import Learner, Meeting, flat, keep, restore, spread, times
 from training.pool import CELL, layout
 from training.shapes import COLOURS, Scene, draw, put
 
 
 def test_a_layout_names_the_colour_of_each_cell_in_the_order_of_the_packed_latents() -> None:
-    rng = random.Random(1)
-    item = put(rng, (128, 96), "square", "red", "medium", "top right")
+    item = put((128, 96), "square", "red", "medium", "top right")
     picture = draw(Scene(128, 96, "sides", ("blue", "yellow"), (item,)))
     # The same colours laid out by the packing that the transformer sees: one latent channel, 4x4 of them to a token.
     palette = np.array(list(COLOURS.values()), np.float32)
@@ -69,3 +70,15 @@ def test_workers_that_meet_add_up_what_each_of_them_learnt() -> None:
     torch.testing.assert_close(after, start + 0.75 * 11)
     assert (meeting.mean > start).all()
     assert (meeting.mean <= after).all()
+
+
+def test_a_finished_model_can_be_gone_on_from_and_finished_again(tmp_path: Path) -> None:
+    train.unpack(train.MODELS, tmp_path)
+    learner = Learner(train.load_text(tmp_path))
+    restore(learner, tmp_path / "flux.safetensors")
+    keep(learner, Meeting(learner), tmp_path)
+    train.pack(tmp_path, tmp_path / "models")
+    for path in train.MODELS.rglob("*.safetensors"):
+        ours, again = load_file(path), load_file(tmp_path / "models" / path.relative_to(train.MODELS))
+        assert ours.keys() == again.keys()
+        assert all(torch.equal(tensor, again[name]) for name, tensor in ours.items()), path.name

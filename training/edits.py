@@ -75,7 +75,7 @@ def reshape(rng: random.Random, scene: Scene) -> Edit:
 def move(rng: random.Random, scene: Scene) -> Edit | None:
     index, place = rng.randrange(len(scene.items)), rng.choice(list(PLACES))
     item = scene.items[index]
-    spot = put(rng, (scene.width, scene.height), item.shape, item.colour, item.size, place)
+    spot = put((scene.width, scene.height), item.shape, item.colour, item.size, place)
     moved = replace(item, place=place, x=spot.x, y=spot.y)
     far = max(abs(moved.x - item.x), abs(moved.y - item.y)) > 0.15 * min(scene.width, scene.height)
     if not far or crowded(scene, moved, index):
@@ -93,7 +93,7 @@ def move(rng: random.Random, scene: Scene) -> Edit | None:
 def add(rng: random.Random, scene: Scene) -> Edit | None:
     colour, size = rng.choice(free_colours(scene)), rng.choice(("small", "small", "medium"))
     place = rng.choice(list(PLACES))
-    item = put(rng, (scene.width, scene.height), rng.choice(SHAPES), colour, size, place)
+    item = put((scene.width, scene.height), rng.choice(SHAPES), colour, size, place)
     if len(scene.items) > 1 or crowded(scene, item, None):
         return None
     words = rng.choice(ASK_ADD).format(say_item(rng, item), say_place(rng, place))

@@ -8,6 +8,7 @@ B batch, L image tokens, R reference tokens, C channels, K cells of a token.
 
 import copy
 import math
+import os
 import random
 import time
 from collections import defaultdict, deque
@@ -204,8 +205,8 @@ def worker(
     spread(met, learner)
     optimizing = optimizers(learner)
     losses = defaultdict[str, deque[float]](lambda: deque(maxlen=60))
-    start, step, saved = time.monotonic(), 0, 0.0
-    while (spent := time.monotonic() - start) < 60 * minutes:
+    parent, start, step, saved = os.getppid(), time.monotonic(), 0, 0.0
+    while (spent := time.monotonic() - start) < 60 * minutes and os.getppid() == parent:
         now = rate * min(1, (step + 1) / 60) * min(1, 1.6 * (1 - spent / 60 / minutes)) + 1e-6
         for group in (group for optimizer in optimizing for group in optimizer.param_groups):
             group["lr"] = group["share"] * now
@@ -247,7 +248,7 @@ def keep(learner: Learner, meeting: Meeting, out: Path) -> None:
 
 def restore(learner: Learner, path: Path) -> None:
     missing, unexpected = learner.load_state_dict(load_file(path), strict=False)
-    if unexpected or any("embed_tokens" not in name for name in missing):
+    if unexpected or not all(name.startswith("layout.") or name.endswith(TIED) for name in missing):
         raise ValueError(f"{path} does not fit: missing {missing}, unexpected {unexpected}")
 
 
@@ -267,7 +268,7 @@ def train(
         restore(learner, out / "flux.safetensors")
     meeting, spawned = Meeting(learner), mp.get_context("spawn")
     crew = [
-        spawned.Process(target=worker, args=(rank, minutes, out, text, vae, rate, meeting, tokens, device))
+        spawned.Process(target=worker, args=(rank, minutes, out, text, vae, rate, meeting, tokens, device), daemon=True)
         for rank in range(workers)
     ]
     for process in crew:

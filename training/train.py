@@ -1,6 +1,7 @@
 """Train the tiny FLUX.1 on a CPU: python -m training.train --stage vae|text|flux|pack --minutes N --out DIR
 
-Stages run in that order and each goes on from what DIR holds. `pack` writes the finished model in ComfyUI's layout.
+Stages run in that order and each goes on from what DIR holds. `pack` writes the finished model in ComfyUI's layout;
+`unpack` fills DIR with one, to go on from.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from actors.flux.text import TextEncoders
 from actors.flux.vae import AutoEncoder
+from actors.flux.weights import load_text as load_encoders
 from training import encoders, flux, tokens, vae
 
 MODELS = Path(__file__).parent.parent / "actors" / "tiny" / "models"
@@ -83,19 +85,34 @@ def pack(out: Path, models: Path) -> None:
     (models / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+def unpack(models: Path, out: Path) -> None:
+    """What a finished model holds, to go on from. The layout head, which no model keeps, is learnt anew."""
+    flux_file, vae_file = models / "diffusion_models/tiny-flux.safetensors", models / "vae/ae.safetensors"
+    shutil.copytree(models / "tokenizers", out / "tokenizers", dirs_exist_ok=True)
+    save_file({name: tensor.float() for name, tensor in load_file(vae_file).items()}, out / "vae.safetensors")
+    text = load_encoders(models, "cpu", torch.float32)
+    words = {name: tensor for name, tensor in text.state_dict().items() if "embed_tokens" not in name}
+    save_file({name: tensor.contiguous() for name, tensor in words.items()}, out / "text.safetensors")
+    learnt = {f"flux.{name}": tensor.float() for name, tensor in load_file(flux_file).items()}
+    learnt |= {f"text.{name}": tensor.contiguous() for name, tensor in words.items()}
+    save_file(learnt, out / "flux.safetensors")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stage", choices=("vae", "text", "flux", "pack"), required=True)
+    parser.add_argument("--stage", choices=("unpack", "vae", "text", "flux", "pack"), required=True)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--models", type=Path, default=MODELS, help="where pack writes to")
+    parser.add_argument("--models", type=Path, default=MODELS, help="where pack writes to and unpack reads")
     parser.add_argument("--workers", type=int, default=2, help="processes of the flux stage, one core each")
     parser.add_argument("--rate", type=float, default=flux.PEAK_RATE, help="the peak learning rate of the flux stage")
     parser.add_argument("--tokens", type=int, default=flux.TOKENS, help="of pictures, in a worker's batch")
     parser.add_argument("--device", default="cpu", help="of the flux stage; cuda goes with one worker and more tokens")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.stage == "vae":
+    if options.stage == "unpack":
+        unpack(options.models, options.out)
+    elif options.stage == "vae":
         train_vae(options.minutes, options.out)
     elif options.stage == "text":
         train_text(options.minutes, options.out)
