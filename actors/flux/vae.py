@@ -5,7 +5,9 @@ RGB in [-1, 1] goes to and from latents of an eighth of its size.
 B batch, C channels, H rows, W columns, L = H * W.
 """
 
+import itertools
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -160,20 +162,29 @@ class AutoEncoder(nn.Module):
         rgb: Tensor = self.decoder(latent_BCHW / self.config.scale_factor + self.config.shift_factor)
         return rgb
 
-    def decode_tiled(self, latent_BCHW: Tensor, tile: int = 96, overlap: int = 24) -> Tensor:
-        """Decode in overlapping tiles of `tile` latents a side, blended; only the size sets the tiling."""
+    def decode_tiled(
+        self,
+        latent_BCHW: Tensor,
+        tile: int = 96,
+        overlap: int = 24,
+        mine: Callable[[int], bool] = lambda _number: True,
+        join: Callable[[Tensor], object] = lambda _total: None,
+    ) -> Tensor:
+        """Decode in overlapping tiles of `tile` latents a side, blended; only the size sets the tiling. Several ranks
+        decode the tiles that are `mine` and `join` their sums in place."""
         height, width = latent_BCHW.shape[2:]
         side = self.config.compression
         total = torch.zeros(latent_BCHW.shape[0], 3, height * side, width * side, device=latent_BCHW.device)
         weight = torch.zeros_like(total[:1, :1])
-        for top, bottom in spans(height, tile, overlap):
-            for left, right in spans(width, tile, overlap):
-                rgb = self.decode(latent_BCHW[:, :, top:bottom, left:right]).float()
-                rows, columns = (ramp(size, overlap * side, rgb) for size in rgb.shape[2:])
-                mask = rows[:, None] * columns
-                place = (..., slice(top * side, bottom * side), slice(left * side, right * side))
-                total[place] += rgb * mask
-                weight[place] += mask
+        windows = itertools.product(spans(height, tile, overlap), spans(width, tile, overlap))
+        for number, ((top, bottom), (left, right)) in enumerate(windows):
+            place = (..., slice(top * side, bottom * side), slice(left * side, right * side))
+            rows, columns = (ramp((b - a) * side, overlap * side, total) for a, b in ((top, bottom), (left, right)))
+            mask = rows[:, None] * columns
+            weight[place] += mask
+            if mine(number):
+                total[place] += self.decode(latent_BCHW[:, :, top:bottom, left:right]).float() * mask
+        join(total)
         return (total / weight).to(latent_BCHW.dtype)
 
 

@@ -1,7 +1,7 @@
 """Networks with their weights in place: built without memory, then filled tensor by tensor from any container."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from actors.flux.checkpoint import Checkpoint, Slice, open_checkpoint, stored_part
 from actors.flux.config import FluxConfig, VaeConfig
 from actors.flux.containers import TensorSet, tokenizer_near
+from actors.flux.exchange import Seat, cut_network
 from actors.flux.headers import NotRendered, WeightsError
 from actors.flux.model import Flux
-from actors.flux.shapes import ClipSizes, T5Sizes
+from actors.flux.shapes import ClipSizes, Sizes, T5Sizes, expected
+from actors.flux.sharding import slices
 from actors.flux.text import TextEncoders
 from actors.flux.vae import AutoEncoder
 
@@ -37,11 +39,14 @@ AnySizes = TypeVar("AnySizes", FluxConfig, VaeConfig, T5Sizes, ClipSizes)
 Device = torch.device | str
 
 
-def load_flux(source: Path | TensorSet, config: FluxConfig | None, device: Device, dtype: torch.dtype) -> Flux:
-    """The transformer; without a config, its sizes are those that the tensors tell."""
+def load_flux(
+    source: Path | TensorSet, config: FluxConfig | None, device: Device, dtype: torch.dtype, seat: Seat | None = None
+) -> Flux:
+    """The transformer, or this rank's part of it; without a config, its sizes are those that the tensors tell."""
     checkpoint = open_checkpoint(source, "transformer")
     sizes = required(checkpoint, FluxConfig, config)
-    return fill(on_meta(lambda: Flux(sizes)), checkpoint, device, dtype)
+    flux = on_meta(lambda: Flux(sizes))
+    return fill(flux, checkpoint, device, dtype, share=take_share(flux, sizes, seat))
 
 
 def load_vae(source: Path | TensorSet, config: VaeConfig | None, device: Device, dtype: torch.dtype) -> AutoEncoder:
@@ -56,17 +61,19 @@ def load_text(
     dtype: torch.dtype,
     t5: Path | TensorSet | None = None,
     clip: Path | TensorSet | None = None,
+    seat: Seat | None = None,
 ) -> TextEncoders:
-    """Both text encoders with their tokenizers; `t5` and `clip` say which, where the source holds several."""
+    """Both text encoders with their tokenizers; `t5` and `clip` say which, where the source holds several.
+    Tensor ranks share T5; CLIP is small, and each has it whole."""
     t5_set, clip_set = stored_part(t5 or source, "t5"), stored_part(clip or source, "clip")
     t5_tokenizer, clip_tokenizer = load_tokenizer(t5_set), load_tokenizer(clip_set)
     # CLIP pools at its end token; where no config.json names it, the tokenizer does.
     special = {"bos_token_id": clip_tokenizer.bos_token_id, "eos_token_id": clip_tokenizer.eos_token_id}
     clip_model = load_clip(clip_set, device, dtype, special)
-    return TextEncoders(load_t5(t5_set, device, dtype), clip_model, t5_tokenizer, clip_tokenizer)
+    return TextEncoders(load_t5(t5_set, device, dtype, seat), clip_model, t5_tokenizer, clip_tokenizer)
 
 
-def load_t5(stored: TensorSet, device: Device, dtype: torch.dtype) -> "T5EncoderModel":
+def load_t5(stored: TensorSet, device: Device, dtype: torch.dtype, seat: Seat | None = None) -> "T5EncoderModel":
     from transformers import T5Config, T5EncoderModel
 
     checkpoint = Checkpoint(stored)
@@ -75,7 +82,8 @@ def load_t5(stored: TensorSet, device: Device, dtype: torch.dtype) -> "T5Encoder
     model = on_meta(lambda: T5EncoderModel(T5Config(**values)))
     # As transformers does: in float16 this projection leaves its range.
     wide = torch.float32 if dtype == torch.float16 else dtype
-    fill(model, checkpoint, device, dtype, lambda name: wide if ".wo." in name else dtype)
+    share = take_share(model, sizes, seat)
+    fill(model, checkpoint, device, dtype, lambda name: wide if ".wo." in name else dtype, share)
     model.set_input_embeddings(model.shared)
     return model
 
@@ -123,18 +131,29 @@ def on_meta(build: Callable[[], Module]) -> Module:
         return build()
 
 
+def take_share(network: nn.Module, sizes: Sizes, seat: Seat | None) -> Callable[[str], Sequence[Slice] | None] | None:
+    """Cut the network to what this rank holds; what comes back says which slices of its tensors to read."""
+    if seat is None or seat.tensor.degree == 1:
+        return None
+    cut_network(network, sizes, seat.tensor, seat.tensor_group)
+    shapes = expected(sizes)
+    return lambda name: slices(sizes, name, shapes[name], seat.tensor)
+
+
 def fill(
     module: Module,
     checkpoint: Checkpoint,
     device: Device,
     dtype: torch.dtype,
     dtype_of: Callable[[str], torch.dtype] | None = None,
+    share: Callable[[str], Sequence[Slice] | None] | None = None,
 ) -> Module:
-    """Give each parameter its final memory and read it there: no second copy of the weights ever exists."""
+    """Give each parameter its final memory and read it there: no second copy of the weights ever exists.
+    `share` says which slices of a tensor to read, where not all of it."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         tensors[name] = torch.empty(parameter.shape, dtype=dtype_of(name) if dtype_of else dtype, device=device)
-        checkpoint.read_into(tensors[name], name)
+        checkpoint.read_into(tensors[name], name, share(name) if share else None)
     module.load_state_dict(tensors, strict=False, assign=True)
     if empty := [name for name, buffer in module.named_buffers() if buffer.is_meta]:
         raise WeightsError(f"{type(module).__name__} has buffers that no file holds: {', '.join(empty)}")
