@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "ray", "transformers", "open_clip_torch", "c2pa-python", "fastapi", "sqlmodel", "pillow")
 ROOM = 2 << 30
+STARTED = "is it running? `farm up` starts it, and home/log says why it ended"
+FIXES = {
+    Cause.SIGNER_DOWN: STARTED,
+    Cause.RAY_GONE: STARTED,
+    Cause.DATABASE_DOWN: "`farm up` makes it; else see that FARM_DATABASE names a database that answers",
+    Cause.STORE_DOWN: "see that FARM_STORE names a place that can be written",
+    Cause.STORE_FULL: "make room, or set FARM_STORE to a larger place",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +62,7 @@ def _run(name: str, check: Callable[[Settings], tuple[bool, str, str]], settings
     try:
         return Check(name, *check(settings))
     except Fault as error:
-        own = error.cause in (Cause.SIGNER_DOWN, Cause.RAY_GONE)
-        fix = "is it running? `farm up` starts it, and home/log says why it ended" if own else ""
-        return Check(name, False, error.detail, fix)
+        return Check(name, False, error.detail, FIXES.get(error.cause, ""))
     except FarmError as error:
         return Check(name, False, error.detail, error.fix or "")
 
@@ -113,7 +119,7 @@ def _api(settings: Settings) -> tuple[bool, str, str]:
             client.ready()
         except Unavailable as error:
             if missing := error.more.get("missing"):
-                return False, f"{settings.api_url} answers, but is not ready: {', '.join(missing)}", ""
+                return False, f"{settings.api_url} answers, but is not ready: {', '.join(missing)}", STARTED
             raise
     return True, f"ready at {settings.api_url}", ""
 
