@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     signer: str = Field("", description="the signer's Unix socket; empty: under home")
     models: str = Field("", description="folder of real weights (ComfyUI layout); empty: the tiny model alone")
     device: str = Field("auto", description="auto, cpu or cuda")
+    offload: Literal["auto", "always", "never"] = Field(
+        "auto", description="blocks wait in host memory: auto where the GPU is too small, always or never"
+    )
     policy: str = Field("", description="policy document; empty: the bundled demo policy")
     encoder: str = Field("", description="open_clip folder or name of the gate; empty: the bundled tiny one")
     ray_address: str = Field("", description="an existing Ray cluster; empty: one of our own (or RAY_ADDRESS)")
@@ -50,7 +53,12 @@ class Settings(BaseSettings):
 
     @property
     def api_url(self) -> str:
-        return self.url or f"http://{self.host}:{self.port}"
+        return self.url or self.own_url
+
+    @property
+    def own_url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     @property
     def signer_socket(self) -> Path:
@@ -59,8 +67,11 @@ class Settings(BaseSettings):
 
 def load(**overrides: Any) -> Settings:
     """Read the file and the environment; refuse what is unknown, naming the nearest known setting."""
-    path = Path(os.environ.get("FARM_CONFIG", "farm.toml"))
-    values = _read(path) if path.exists() else {}
+    named = os.environ.get("FARM_CONFIG")
+    path = Path(named or "farm.toml")
+    if named and not path.is_file():
+        raise BadInput(f"there is no file {path}", field="FARM_CONFIG", fix="correct it, or unset it")
+    values = _read(path) if path.is_file() else {}
     known = set(Settings.model_fields)
     _refuse_unknown(values, known, str(path))
     variables = {name[5:].lower(): name for name in os.environ if name.startswith("FARM_")}

@@ -50,3 +50,15 @@ def test_everything_lies_under_home_by_default(tmp_path: Path) -> None:
     assert str(tmp_path) in settings.database_url
     assert str(tmp_path) in settings.store_url
     assert settings.signer_socket.parent == tmp_path / "home"
+
+
+def test_a_settings_file_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_CONFIG", "framm.toml")
+    with pytest.raises(BadInput, match=r"no file framm\.toml"):
+        load()
+    Path("framm.toml").write_text("port = 9000\n")
+    assert load().port == 9000
+
+
+def test_an_ipv6_host_stands_in_brackets() -> None:
+    assert load(host="::").api_url == "http://[::]:8765"
