@@ -20,13 +20,17 @@ BY_STATUS: dict[int, type[FarmError]] = {
 }
 TIMEOUT = httpx.Timeout(30.0, read=600.0)  # a large batch is checked whole before its answer
 PAGE = 500
+WHERE = "set FARM_URL, or FARM_HOST and FARM_PORT, to where a farm listens"
 
 
 class FarmClient:
     def __init__(self, url: str, key: str = "", transport: httpx.BaseTransport | None = None) -> None:
         self.url = url
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, transport=transport)
+        try:
+            self.http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, transport=transport)
+        except httpx.InvalidURL as error:
+            raise BadInput(f"{url!r} is no address: {error}", field="url", fix=WHERE) from error
 
     def __enter__(self) -> Self:
         return self
@@ -39,7 +43,7 @@ class FarmClient:
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             answer = self.http.request(method, path, **options)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             reason = "does not answer" if isinstance(error, httpx.TimeoutException) else "no farm answers"
             raise Unavailable(f"{reason} at {self.url}: {error}", fix="start one with `farm up`") from error
         if answer.is_error:
@@ -47,10 +51,10 @@ class FarmClient:
         return answer
 
     def get(self, path: str, **params: Any) -> Any:
-        return self.request("GET", path, params=_given(params)).json()
+        return _document(self.request("GET", path, params=_given(params)))
 
     def post(self, path: str, **params: Any) -> Any:
-        return self.request("POST", path, params=_given(params)).json()
+        return _document(self.request("POST", path, params=_given(params)))
 
     def ready(self) -> dict[str, Any]:
         """What /readyz says; Unavailable, with what is missing, until everything stands."""
@@ -58,14 +62,14 @@ class FarmClient:
         return answer
 
     def upload(self, name: str, data: bytes) -> dict[str, Any]:
-        answer: dict[str, Any] = self.request("POST", "/api/uploads", params={"name": name}, content=data).json()
+        answer: dict[str, Any] = _document(self.request("POST", "/api/uploads", params={"name": name}, content=data))
         return answer
 
     def submit(self, lines: Iterable[bytes], **options: Any) -> dict[str, Any]:
         """Options: name, priority, skip_bad, again."""
-        answer: dict[str, Any] = self.request(
-            "POST", "/api/batches", params=_given(options), content=iter(lines)
-        ).json()
+        answer: dict[str, Any] = _document(
+            self.request("POST", "/api/batches", params=_given(options), content=iter(lines))
+        )
         return answer
 
     def batch(self, batch_id: int) -> dict[str, Any]:
@@ -91,12 +95,21 @@ class FarmClient:
                 return
 
 
+def _document(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError as error:
+        raise Unavailable(f"what answers at {answer.request.url} is not a farm", fix=WHERE) from error
+
+
 def refused(answer: httpx.Response) -> FarmError:
     """The error that a problem document tells of."""
     try:
         document = answer.json()
     except ValueError:
-        document = {}
+        document = None
+    if not isinstance(document, dict):
+        document = {"fix": WHERE}  # not a farm's way to refuse
     kind = BY_STATUS.get(answer.status_code, BadInput if answer.is_client_error else FarmError)
     known = {"type", "title", "status", "detail", "field", "fix"}
     more = {name: value for name, value in document.items() if name not in known}

@@ -113,7 +113,7 @@ class Supervisor:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's Ctrl-C comes to us alone, and what a child leaves has a group
-                preexec_fn=_dies_with(os.getpid()),  # noqa: PLW1509 - one thread, and it only makes system calls
+                preexec_fn=dies_with(os.getpid()),  # noqa: PLW1509 - one thread, and it only makes system calls
             )
         kept.started = self.clock()
         self._note(name).write_text(f"{kept.process.pid}\n")
@@ -154,12 +154,12 @@ class Supervisor:
         self.stop()
 
 
-def _dies_with(parent: int) -> Callable[[], None]:
-    """For the child, between fork and exec: the kernel kills it when its parent dies, however that dies."""
+def dies_with(parent: int, number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
+    """For the child, between fork and exec: the kernel sends it this signal when its parent dies, however that dies."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork: after it, only plain calls
 
     def bind() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
         if os.getppid() != parent:  # it died before we asked
             os._exit(1)
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from farm.cli import main
 from farm.commands import starting
 from farm.config import Settings
-from farm.errors import Conflict
+from farm.errors import Conflict, FarmError, Unavailable
 
 HEAVY = {"torch", "ray", "transformers", "open_clip", "c2pa"}
 
@@ -125,6 +131,92 @@ def test_verify_says_no_of_a_picture_without_a_manifest(capsys: pytest.CaptureFi
     assert code == 1
     assert [(row["path"], row["verdict"]) for row in rows] == [("plain.png", "NoManifest"), ("text.webp", "Unreadable")]
     assert err == "0 of 2 are Trusted\n"
+
+
+FARM_AROUND_A_BLOCK = """
+import sys, time
+from pathlib import Path
+from farm.commands import starting
+from farm.config import Settings
+
+starting.UP = [sys.executable, "-c", "import time; time.sleep(60)"]
+starting.wait_ready = lambda *_, **__: None
+with starting.running(Settings(home=Path("home"), port=int(sys.argv[1]))):
+    print("running", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_farm_of_our_own_ends_with_us_however_we_end(number: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-c", FARM_AROUND_A_BLOCK, str(_free())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as demo:
+        assert demo.stdout is not None
+        assert demo.stdout.readline() == b"running\n"
+        (farm,) = psutil.Process(demo.pid).children()
+        demo.send_signal(number)
+        try:
+            assert demo.wait(10) == code
+            farm.wait(10)
+        finally:
+            if farm.is_running():
+                farm.kill()
+
+
+@contextmanager
+def another(status: int, body: bytes) -> Iterator[int]:
+    """Something else that listens, and answers everything so."""
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(200, b"<html>"), (404, b"nothing"), (200, b"{}"), (500, b"[]"), (302, b"")]
+)
+def test_what_listens_and_is_no_farm_is_not_ours(
+    status: int, body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StartedHere(Exception):
+        pass
+
+    def start(settings: Settings) -> None:
+        raise StartedHere(settings.port)
+
+    monkeypatch.setattr(starting, "_start", start)
+    with another(status, body) as port:
+        with pytest.raises(StartedHere) as started, starting.running(Settings(home=tmp_path, port=port, key="farm_x")):
+            pass
+        assert started.value.args[0] != port
+
+
+def test_an_answer_that_is_no_document_is_told_in_words() -> None:
+    from farm.client import FarmClient
+
+    with (
+        another(200, b"<html>") as port,
+        FarmClient(f"http://127.0.0.1:{port}") as client,
+        pytest.raises(Unavailable, match="is not a farm"),
+    ):
+        client.get("/api/batches")
+    with (
+        another(500, b"[]") as port,
+        FarmClient(f"http://127.0.0.1:{port}") as client,
+        pytest.raises(FarmError, match="answered 500"),
+    ):
+        client.get("/api/batches")
 
 
 def _free() -> int:

@@ -129,13 +129,17 @@ def _port(settings: Settings) -> tuple[bool, str, str]:
         return True, f"{settings.host}:{settings.port} is free", ""
     from farm.client import FarmClient
 
-    with FarmClient(f"http://{settings.host}:{settings.port}") as client:
+    with FarmClient(settings.own_url) as client:
         client.get("/healthz")
     return True, f"{settings.host}:{settings.port} is the farm's", ""
 
 
+def family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 def port_is_free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.socket(family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from farm.commands.doctor import port_is_free
+from farm.commands.doctor import family, port_is_free
 from farm.commands.output import say
 from farm.commands.session import key_path, open_client
-from farm.errors import Conflict, FarmError, Unauthorized, Unavailable
+from farm.errors import Conflict, FarmError, Unavailable
 
 if TYPE_CHECKING:
     from farm.access import Access
     from farm.config import Settings
     from farm.supervisor import Supervisor
 
+UP = [sys.executable, "-m", "farm.cli", "up"]
 POLL_S = 0.3
 READY_S = 300.0
 STOP_S = 30.0
@@ -98,6 +101,7 @@ def running(settings: Settings) -> Iterator[Settings]:
     if settings.url:
         raise Unavailable(f"no farm answers at {settings.url}", fix="unset FARM_URL to start one here")
     own = settings.model_copy(update={"port": _free_port(settings), "key": ""})
+    before = signal.signal(signal.SIGTERM, _leave)  # its default would skip what stands under `finally`
     process = _start(own)
     try:
         wait_ready(own, process=process)
@@ -109,35 +113,45 @@ def running(settings: Settings) -> Iterator[Settings]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _answers(settings: Settings) -> bool:
-    """Ours, and it takes our key: another farm may well listen on the same port."""
+    """Ours, and it takes our key: another farm, or anything else, may well listen on the same port."""
     try:
         with open_client(settings) as client:
-            client.get("/api/batches", limit=1)
-    except (Unavailable, Unauthorized):
+            return "items" in client.get("/api/batches", limit=1)
+    except FarmError:
         return False
-    return True
 
 
 def _free_port(settings: Settings) -> int:
     if port_is_free(settings.host, settings.port):
         return settings.port
-    import socket
-
-    with socket.create_server((settings.host, 0)) as probe:
+    with socket.create_server((settings.host, 0), family=family(settings.host)) as probe:
         return int(probe.getsockname()[1])
 
 
 def _start(settings: Settings) -> subprocess.Popen[bytes]:
+    from farm.supervisor import dies_with
+
     path = _log(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     say(f"farm: starting one at {settings.api_url}; its log is {path}")
     with path.open("ab") as file:
         environment = os.environ | {"FARM_PORT": str(settings.port)}
-        command = [sys.executable, "-m", "farm.cli", "up"]
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        return subprocess.Popen(
+            UP,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            preexec_fn=dies_with(os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - it only makes system calls
+        )
 
 
 def _log(settings: Settings) -> Path:
