@@ -155,9 +155,10 @@ def names(dialect: str) -> set[str]:
 
 
 def create(connection: Connection) -> None:
-    write = _sqlite if connection.dialect.name == "sqlite" else _postgres
+    sqlite = connection.dialect.name == "sqlite"
+    schema = "" if sqlite else connection.execute(text("SELECT quote_ident(current_schema())")).scalar_one()
     for rule in rules(connection.dialect.name):
-        for statement in write(rule):
+        for statement in _sqlite(rule) if sqlite else _postgres(rule, schema):
             connection.exec_driver_sql(statement)
 
 
@@ -177,7 +178,7 @@ def _sqlite(rule: Rule) -> list[str]:
     ]
 
 
-def _postgres(rule: Rule) -> list[str]:
+def _postgres(rule: Rule, schema: str) -> list[str]:
     bad = rule.bad.replace("{differs}", "IS DISTINCT FROM")
     statement = rule.event == "TRUNCATE"
     keep = "NULL" if statement else "OLD" if rule.event == "DELETE" else "NEW"
@@ -186,9 +187,12 @@ def _postgres(rule: Rule) -> list[str]:
         f"BEGIN {rule.locks} IF {bad} THEN RAISE EXCEPTION '{rule.message}'"
         f" USING ERRCODE = 'integrity_constraint_violation'; END IF; RETURN {keep}; END"
     )
+    # Unless it is named, and named last, a session's own temporary tables come first and would be believed.
+    where = f"SET search_path = {schema}, pg_temp"
     # Planned once, perhaps while the tables are empty: it must not settle for reading them whole.
     plans = "SET enable_seqscan = off SET plan_cache_mode = force_generic_plan"
     return [
-        f"CREATE OR REPLACE FUNCTION {rule.name}() RETURNS trigger LANGUAGE plpgsql {plans} AS $body$ {body} $body$",
+        f"CREATE OR REPLACE FUNCTION {rule.name}() RETURNS trigger LANGUAGE plpgsql {where} {plans}"
+        f" AS $body$ {body} $body$",
         f"CREATE TRIGGER {rule.name} BEFORE {rule.event} ON {rule.table} {each} EXECUTE FUNCTION {rule.name}()",
     ]

@@ -29,6 +29,7 @@ from tests.queue.conftest import Desk
 # What came after the first tables.
 NEWER_RULES = ("audit_head_", "acceptance_")
 NEWER_TABLES = ("acceptance",)
+NEWER_INDEXES = ("job_batch", "job_project", "job_waits")
 START = (
     "import sys; from farm.db import connect, migrate; engine = connect(sys.argv[1]); migrate(engine); engine.dispose()"
 )
@@ -58,9 +59,16 @@ def test_a_database_of_the_first_tables_is_brought_up_to_date_and_keeps_its_rows
         law1.drop(connection, {name for name in db._triggers(connection) if name.startswith(NEWER_RULES)})
         for table in NEWER_TABLES:
             connection.execute(text(f"DROP TABLE {table}"))
+        for index in NEWER_INDEXES:
+            connection.execute(text(f"DROP INDEX {index}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("ALTER FUNCTION law1_published_update() RESET search_path"))
     db.migrate(desk.engine)
     assert db.triggers(desk.engine) == db.required_triggers(desk.engine)
+    if desk.engine.dialect.name == "postgresql":
+        (function,) = desk.rows("SELECT proconfig FROM pg_proc WHERE proname = 'law1_published_update'")
+        assert "search_path=public, pg_temp" in function["proconfig"]
     with db.reading(desk.engine) as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
     assert desk.states(batch) == {"queued": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from farm import audit
@@ -158,6 +159,50 @@ def test_an_artifact_nobody_refers_to_may_go(desk: Desk, lease: Lease) -> None:
     )
     assert desk.sql("UPDATE artifact SET verified_at = 5") == 1
     assert desk.sql("DELETE FROM artifact") == 1
+
+
+SHADOWS = """CREATE TEMP TABLE {table} AS SELECT * FROM {real}.{table} {rows}"""
+
+
+def shadowed(desk: Desk, statements: list[str], shadows: dict[str, str], **values: object) -> None:
+    """Tables of one's own session, named as the farm's, hold whatever one likes."""
+    real = "main" if desk.engine.dialect.name == "sqlite" else "public"
+    with desk.engine.connect() as connection:
+        for table, rows in shadows.items():
+            connection.execute(text(SHADOWS.format(table=table, real=real, rows=rows)))
+        for statement in statements:
+            connection.execute(text(statement.format(real=real)), values)
+        connection.rollback()
+
+
+def test_a_temporary_table_does_not_stand_in_for_the_farms_own(desk: Desk, lease: Lease) -> None:
+    assert desk.publish(lease)
+    desk.submit(count=1)
+    (other,) = desk.claim()
+    lies = [
+        "UPDATE artifact SET job_id = :id, frame_sha256 = :frame",
+        "UPDATE verdict SET job_id = :id, subject = :frame, outcome = 'allow', stage = 'frame'",
+        "UPDATE {real}.job SET state = 'published', artifact_id = (SELECT max(id) FROM artifact) WHERE id = :id",
+    ]
+    with pytest.raises(IntegrityError, match="law 1"):
+        shadowed(desk, lies, {"artifact": "", "verdict": "LIMIT 1"}, id=other.job_id, frame=frame_of(other))
+
+
+@pytest.mark.parametrize(
+    ("table", "statement"),
+    [
+        ("job", "DELETE FROM {real}.artifact"),
+        ("audit", "UPDATE {real}.audit SET seq = 1 WHERE id = (SELECT max(id) FROM {real}.audit)"),
+    ],
+)
+def test_an_empty_temporary_table_hides_nothing_from_a_trigger(
+    desk: Desk, lease: Lease, table: str, statement: str
+) -> None:
+    desk.publish(lease)
+    audit.seal(desk.engine)
+    desk.queue.cancel_batch(lease.batch_id, "ann")
+    with pytest.raises(IntegrityError, match=r"that a job or a decision refers to|sealed once"):
+        shadowed(desk, [statement], {table: "WHERE 1 = 0"})
 
 
 def held(desk: Desk, lease: Lease) -> int:
