@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.cards import CARDS, KONTEXT, SCHNELL, TEXT_TOKENS, TINY
-from actors.flux.check import Report, check, memory_of, report_part, title
+from actors.flux.check import Report, check, fitting, memory_of, objection, report_part, title
 from actors.flux.containers import Found, TensorSet, find, is_diffusers, tokenizer_near
 from actors.flux.headers import WeightsError
 from actors.flux.names import PARTS, Part
@@ -66,11 +66,15 @@ def places(folder: Path) -> Iterator[Found]:
 
 
 def transformers_of(card: ModelCard, found: Found) -> list[TensorSet]:
-    """Told by their shapes, and Kontext by its name: the most precise first."""
-    sets = [each for each in found.sets if each.part == "transformer"]
-    if card.name != TINY.name:
-        sets = [each for each in sets if title(report_part(each)) == card.title]
+    """Those of this model that load, the most precise first."""
+    sets = [each for each in of_model(card, found) if report_part(each).loads]
     return sorted(sets, key=lambda each: ("fp8" in each.precision, each.files[0].name))
+
+
+def of_model(card: ModelCard, found: Found) -> list[TensorSet]:
+    """Told by their shapes, and Kontext by its name."""
+    sets = [each for each in found.sets if each.part == "transformer"]
+    return sets if card.name == TINY.name else [each for each in sets if title(report_part(each)) == card.title]
 
 
 def parts_there(card: ModelCard, folder: Path | None) -> dict[Part, TensorSet]:
@@ -78,15 +82,22 @@ def parts_there(card: ModelCard, folder: Path | None) -> dict[Part, TensorSet]:
     best: dict[Part, TensorSet] = {}
     root = folder_of(card, folder)
     for found in places(root) if root and card.rendered else ():
-        parts: dict[Part, TensorSet] = {}
-        if transformers := transformers_of(card, found):
-            parts["transformer"] = transformers[0]
-        for part in PARTS[1:]:
-            if any(each.part == part for each in found.sets):
-                parts[part] = found.one(part)
+        parts = fitting(found.sets, next(iter(transformers_of(card, found)), None))
         if ("transformer" in parts, len(parts)) > ("transformer" in best, len(best)):
             best = parts
     return best
+
+
+def unfit(card: ModelCard, folder: Path | None) -> list[str]:
+    """The stored parts that were passed over, each with the reason."""
+    parts, root = parts_there(card, folder), folder_of(card, folder)
+    transformer = report_part(parts["transformer"]) if "transformer" in parts else None
+    reasons = []
+    for found in places(root) if root else ():
+        for each in (*of_model(card, found), *(each for each in found.sets if each.part != "transformer")):
+            if each.part not in parts and (why := objection(report_part(each), transformer)):
+                reasons.append(f"{each.files[0]}: {why}")
+    return reasons
 
 
 def files_present(card: ModelCard, folder: Path | None) -> dict[str, bool]:
@@ -106,7 +117,8 @@ def locate(card: ModelCard, folder: Path | None) -> ModelFiles:
     if missing:
         where = f"not in {root}" if (root := folder_of(card, folder)) else "no models folder is set (FARM_MODELS)"
         needs = f"it needs {', '.join(card.files)}, or a diffusers folder"
-        raise Fault(Cause.WEIGHTS_MISSING, f"{card.name} lacks {', '.join(missing)}: {where}; {needs}")
+        says = "; ".join((where, *unfit(card, folder), needs))
+        raise Fault(Cause.WEIGHTS_MISSING, f"{card.name} lacks {', '.join(missing)}: {says}")
     parts = parts_there(card, folder)
     return ModelFiles(parts["transformer"], parts["vae"], parts["t5"], parts["clip"])
 

@@ -12,9 +12,10 @@ import torch
 
 from actors import models
 from actors.cards import CARDS, DEV, KLEIN_4B, KONTEXT, SCHNELL, TINY
-from actors.flux.config import FLUX1_DEV
+from actors.flux.check import check
+from actors.flux.config import FLUX1_DEV, FLUX1_VAE
 from actors.flux.offload import Setting
-from actors.flux.shapes import expected
+from actors.flux.shapes import ClipSizes, T5Sizes, expected
 from farm.errors import Fault, NotFound
 from farm.job import CAUSES, Cause, Payer
 from tests.flux import containers_kit as kit
@@ -76,6 +77,51 @@ def test_of_two_precisions_the_more_precise_is_taken(tmp_path: Path) -> None:
     real = tmp_path / "diffusion_models"
     kit.write_sparse(real / "b.safetensors", expected(FLUX1_DEV), "BF16")
     assert [file.name for file in models.locate(DEV, tmp_path).transformer.files] == ["b.safetensors"]
+
+
+def write_clip_g(folder: Path) -> None:
+    """The second text encoder of SDXL and SD3, which lies beside FLUX.1's in many folders."""
+    sizes = ClipSizes(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20)
+    shapes = {f"text_model.{name}": shape for name, shape in expected(sizes).items()}
+    kit.write_sparse(folder / "text_encoders" / "clip_g.safetensors", shapes, "F16")
+
+
+def test_of_several_parts_those_that_fit_the_transformer_are_taken(tmp_path: Path) -> None:
+    real = real_comfyui(tmp_path)
+    write_clip_g(real)
+    (real / "text_encoders" / "t5xxl_fp16.safetensors").unlink()
+    kit.write_sparse(real / "text_encoders" / "t5xxl_fp8_e4m3fn.safetensors", expected(T5Sizes()), "F8_E4M3")
+    umt5 = expected(T5Sizes(vocab_size=256384))  # of Wan: as wide as T5, with positions of its own in every block
+    umt5 |= {f"encoder.block.{n}.layer.0.SelfAttention.relative_attention_bias.weight": (32, 64) for n in range(24)}
+    kit.write_sparse(real / "text_encoders" / "a_umt5_xxl_fp16.safetensors", umt5, "F16")
+    (real / "vae" / "ae.safetensors").rename(real / "vae" / "flux_vae.safetensors")
+    sd = expected(replace(FLUX1_VAE, z_channels=4))
+    kit.write_sparse(real / "vae" / "diffusion_pytorch_model.safetensors", sd, "F32")
+    assert {path.name for path in models.locate(DEV, real).paths} == {
+        "flux1-dev.safetensors",
+        "flux_vae.safetensors",
+        "t5xxl_fp8_e4m3fn.safetensors",
+        "clip_l.safetensors",
+    }
+    report = check(real)
+    assert report.complete
+    assert [Path(problem.split(":")[0]).name for problem in report.problems] == [
+        "a_umt5_xxl_fp16.safetensors",
+        "clip_g.safetensors",
+        "diffusion_pytorch_model.safetensors",
+    ]
+
+
+def test_a_part_that_fits_no_transformer_is_missing_and_the_reason_told(tmp_path: Path) -> None:
+    real = real_comfyui(tmp_path)
+    write_clip_g(real)
+    (real / "text_encoders" / "clip_l.safetensors").unlink()
+    assert models.files_present(DEV, real)["clip"] is False
+    with pytest.raises(Fault, match=r"lacks clip.*clip_g.safetensors: gives 1280 channels.* takes 768"):
+        models.locate(DEV, real)
+    report = check(real)
+    assert not report.loads
+    assert "gives 1280 channels" in report.problems[0]
 
 
 def test_what_is_missing_is_the_environments_fault_and_named(tmp_path: Path) -> None:

@@ -1,15 +1,15 @@
 """What a file or a folder holds and whether it would load, from headers alone: no torch, no tensor read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from actors.flux.config import FluxConfig
+from actors.flux.config import FluxConfig, VaeConfig
 from actors.flux.containers import Kind, TensorSet, absent_parts, find, tokenizer_near
 from actors.flux.headers import NotRendered, WeightsError
 from actors.flux.names import Part
-from actors.flux.shapes import Shape, Sizes, expected
+from actors.flux.shapes import ClipSizes, Shape, Sizes, T5Sizes, expected
 from actors.flux.sizes import Differences, deduce, differences
 
 GPUS = (1, 2, 4, 8)
@@ -65,8 +65,10 @@ def check(path: Path) -> Report:
     except WeightsError as error:
         return empty(path, problems=(str(error),))
     parts = tuple(report_part(each) for each in found.sets)
-    absent = [*absent_parts(found), *(f"tokenizer of {each.part}" for each in found.sets if lacks_tokenizer(each))]
-    one_each = {part.part: part for part in reversed(parts) if part.loads}
+    taken = fullest(found.sets)
+    one_each = {part: report_part(each) for part, each in taken.items()}
+    absent = [*absent_parts(found), *(f"tokenizer of {part}" for part, each in taken.items() if lacks_tokenizer(each))]
+    objections = ((part, objection(part, one_each.get("transformer"))) for part in parts)
     main = [part for part in parts if part.part == "transformer"] or list(parts[:1])
     return Report(
         path=str(path),
@@ -76,7 +78,7 @@ def check(path: Path) -> Report:
         parts=parts,
         absent=tuple(absent),
         known=found.known,
-        problems=(*found.refused, *(problem_of(part) for part in parts if not part.loads)),
+        problems=(*found.refused, *(f"{part.files[0]}: {why}" for part, why in objections if why)),
         nbytes=sum(part.nbytes for part in parts),
         memory_per_gpu={count: memory(one_each, count) for count in GPUS},
         memory_streamed=memory(one_each, 1, streamed=True),
@@ -109,8 +111,39 @@ def report_part(stored: TensorSet) -> PartReport:
     )
 
 
-def problem_of(part: PartReport) -> str:
-    return f"{part.files[0]}: {part.problem or part.differences}"
+def objection(part: PartReport, transformer: PartReport | None) -> str:
+    """Why a part cannot serve this transformer; empty where it can."""
+    if not part.loads:
+        return part.problem or str(part.differences)
+    if transformer is None or not isinstance(transformer.sizes, FluxConfig):
+        return ""
+    match part.sizes:
+        case VaeConfig(z_channels=depth):
+            gives, takes = 4 * depth, transformer.sizes.in_channels  # a token is 2x2 latent pixels
+        case T5Sizes(d_model=gives):
+            takes = transformer.sizes.context_in_dim
+        case ClipSizes(hidden_size=gives):
+            takes = transformer.sizes.vec_in_dim
+        case _:
+            return ""
+    misfit = f"gives {gives} channels and the transformer takes {takes}; use the {part.part} that came with it"
+    return "" if gives == takes else misfit
+
+
+def fitting(sets: Iterable[TensorSet], transformer: TensorSet | None) -> dict[Part, TensorSet]:
+    """A transformer with the most precise set for every other part, of those that load and fit it."""
+    taken: dict[Part, TensorSet] = {"transformer": transformer} if transformer else {}
+    report = report_part(transformer) if transformer else None
+    for each in sorted(sets, key=lambda each: ("fp8" in each.precision, each.files[0].name)):
+        if each.part != "transformer" and each.part not in taken and not objection(report_part(each), report):
+            taken[each.part] = each
+    return taken
+
+
+def fullest(sets: Sequence[TensorSet]) -> dict[Part, TensorSet]:
+    """Of the transformers that load the first for which most parts are there; without one, what there is."""
+    transformers = [each for each in sets if each.part == "transformer" and report_part(each).loads]
+    return max((fitting(sets, each) for each in transformers or (None,)), key=len)
 
 
 def lacks_tokenizer(stored: TensorSet) -> bool:
