@@ -66,9 +66,19 @@ def places(folder: Path) -> Iterator[Found]:
 
 
 def transformers_of(card: ModelCard, found: Found) -> list[TensorSet]:
-    """Those of this model that load, the most precise first."""
+    """Those of this model that load: of several those with its usual name, that very name first, then by precision."""
     sets = [each for each in of_model(card, found) if report_part(each).loads]
-    return sorted(sets, key=lambda each: ("fp8" in each.precision, each.files[0].name))
+    usual = Path(card.files[0]).stem
+    if len(sets) > 1:
+        sets = [each for each in sets if each.files[0].stem.startswith(usual)] or sets
+    return sorted(sets, key=lambda each: (each.files[0].stem != usual, "fp8" in each.precision, each.files[0].name))
+
+
+def transformer_of(card: ModelCard, found: Found) -> TensorSet | None:
+    """None of several that only their names tell apart, where no name says which is meant."""
+    sets = transformers_of(card, found)
+    unclear = len(sets) > 1 and not sets[0].files[0].stem.startswith(Path(card.files[0]).stem)
+    return sets[0] if sets and not unclear else None
 
 
 def of_model(card: ModelCard, found: Found) -> list[TensorSet]:
@@ -82,7 +92,7 @@ def parts_there(card: ModelCard, folder: Path | None) -> dict[Part, TensorSet]:
     best: dict[Part, TensorSet] = {}
     root = folder_of(card, folder)
     for found in places(root) if root and card.rendered else ():
-        parts = fitting(found.sets, next(iter(transformers_of(card, found)), None))
+        parts = fitting(found.sets, transformer_of(card, found))
         if ("transformer" in parts, len(parts)) > ("transformer" in best, len(best)):
             best = parts
     return best
@@ -94,6 +104,9 @@ def unfit(card: ModelCard, folder: Path | None) -> list[str]:
     transformer = report_part(parts["transformer"]) if "transformer" in parts else None
     reasons = []
     for found in places(root) if root else ():
+        if "transformer" not in parts and len(several := transformers_of(card, found)) > 1:
+            names = ", ".join(each.files[0].name for each in several)
+            reasons.append(f"{found.path}: any of {names}; call the one that is meant {Path(card.files[0]).name}")
         for each in (*of_model(card, found), *(each for each in found.sets if each.part != "transformer")):
             if each.part not in parts and (why := objection(report_part(each), transformer)):
                 reasons.append(f"{each.files[0]}: {why}")

@@ -73,10 +73,31 @@ def test_a_real_folder_holds_the_models_it_holds(tmp_path: Path) -> None:
 
 
 def test_of_two_precisions_the_more_precise_is_taken(tmp_path: Path) -> None:
-    real_comfyui(tmp_path, "a_fp8.safetensors", "F8_E4M3")
-    real = tmp_path / "diffusion_models"
-    kit.write_sparse(real / "b.safetensors", expected(FLUX1_DEV), "BF16")
-    assert [file.name for file in models.locate(DEV, tmp_path).transformer.files] == ["b.safetensors"]
+    real_comfyui(tmp_path, "flux1-dev-a_fp8.safetensors", "F8_E4M3")
+    write_dev(tmp_path, "flux1-dev-b")
+    assert transformer(tmp_path) == "flux1-dev-b.safetensors"
+
+
+def write_dev(folder: Path, name: str) -> None:
+    kit.write_sparse(folder / "diffusion_models" / f"{name}.safetensors", expected(FLUX1_DEV), "BF16")
+
+
+def transformer(folder: Path) -> str:
+    return models.locate(DEV, folder).transformer.files[0].name
+
+
+def test_of_several_transformers_the_one_with_the_usual_name_is_taken(tmp_path: Path) -> None:
+    real_comfyui(tmp_path, "acorn_tune.safetensors")
+    assert transformer(tmp_path) == "acorn_tune.safetensors"
+    write_dev(tmp_path, "birch_tune")
+    with pytest.raises(Fault, match=r"acorn_tune.safetensors, birch_tune.safetensors; call .* flux1-dev.safetensors"):
+        models.locate(DEV, tmp_path)
+    assert models.files_present(DEV, tmp_path)["transformer"] is False
+    write_dev(tmp_path, "flux1-dev_bf16")
+    assert transformer(tmp_path) == "flux1-dev_bf16.safetensors"
+    write_dev(tmp_path, "flux1-dev-acorn")
+    write_dev(tmp_path, "flux1-dev")
+    assert transformer(tmp_path) == "flux1-dev.safetensors"
 
 
 def write_clip_g(folder: Path) -> None:
