@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 
 from actors.flux.config import FluxConfig, VaeConfig
-from actors.flux.containers import Kind, TensorSet, absent_parts, find, tokenizer_near
+from actors.flux.containers import Kind, TensorSet, absent_parts, find, read_json, tokenizer_near
 from actors.flux.headers import NotRendered, WeightsError
 from actors.flux.names import Part
 from actors.flux.shapes import ClipSizes, Shape, Sizes, T5Sizes, expected
@@ -151,7 +151,7 @@ def lacks_tokenizer(stored: TensorSet) -> bool:
 
 
 def title(part: PartReport) -> str:
-    """Dev and Kontext have the same shapes: only the names of file and folders tell them apart."""
+    """Dev and Kontext have the same shapes: only what is said of them tells them apart."""
     config = part.sizes
     if not isinstance(config, FluxConfig):
         return {"vae": "FLUX.1 autoencoder", "t5": "T5 encoder", "clip": "CLIP text encoder"}.get(part.part, "FLUX.1")
@@ -160,7 +160,16 @@ def title(part: PartReport) -> str:
         return f"FLUX.1 of {config.depth} + {config.depth_single_blocks} blocks, width {config.hidden_size}"
     if not config.guidance_embed:
         return "FLUX.1 schnell"
-    return "FLUX.1 Kontext dev" if "kontext" in "/".join(Path(part.files[0]).parts[-3:]).lower() else "FLUX.1 dev"
+    return "FLUX.1 Kontext dev" if "kontext" in said_of(Path(part.files[0])).lower() else "FLUX.1 dev"
+
+
+def said_of(file: Path) -> str:
+    """The pipeline that a diffusers folder was made for; elsewhere the name of the file."""
+    index = file.parent.parent / "model_index.json"
+    try:
+        return str(read_json(index)["_class_name"]) if file.parent.name == "transformer" else file.name
+    except (WeightsError, KeyError):  # a transformer folder of its own, or an index that says nothing
+        return file.name
 
 
 def memory(parts: Mapping[Part, PartReport], gpus: int, *, streamed: bool = False) -> int:
