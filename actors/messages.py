@@ -21,9 +21,10 @@ class Post:
     """What a gang is built from. Two gangs of one key are interchangeable."""
 
     card: ModelCard
-    shard: str  # dotted factory: (card, models folder or None, device) -> Shard
+    shard: str  # dotted factory: (card, models folder or None, device, offload) -> Shard
     models: str
     device: str
+    offload: str
     load_s: float
 
     @property

@@ -58,7 +58,9 @@ class Pool:
     ) -> None:
         self.settings, self.limit, self.room_s = settings, limit, room_s
         models = str(Path(settings.models).absolute()) if settings.models else ""
-        posts = {name: Post(card, shard, models, settings.device, LOAD_S) for name, card in cards.items()}
+        posts = {
+            name: Post(card, shard, models, settings.device, settings.offload, LOAD_S) for name, card in cards.items()
+        }
         self.lanes = {name: Lane(post) for name, post in posts.items()}
         self.swept = False
 

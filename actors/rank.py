@@ -22,6 +22,7 @@ from farm.job import Cause
 from farm.ports import Frame, ModelCard, Rendered, RenderRequest
 
 if TYPE_CHECKING:
+    from actors.flux.offload import Setting
     from actors.flux.render import Pixels, RenderJob
 
 RENDER, CONTROL = "render", "control"  # the actor's concurrency groups: work goes one by one, questions pass it
@@ -39,7 +40,7 @@ class Shard:
     weights: str  # SHA-256 over its files
 
 
-def load_shard(card: ModelCard, folder: Path | None, device: str) -> Shard:
+def load_shard(card: ModelCard, folder: Path | None, device: str, offload: Setting = "auto") -> Shard:
     import torch
 
     from actors.flux.weights import weights_sha256
@@ -47,7 +48,7 @@ def load_shard(card: ModelCard, folder: Path | None, device: str) -> Shard:
 
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     dtype = torch.bfloat16 if place.startswith("cuda") else torch.float32
-    renderer = load_renderer(card, folder, place, dtype)
+    renderer = load_renderer(card, folder, place, dtype, offload)
     return Shard(renderer, weights_sha256(locate(card, folder).paths))
 
 
@@ -97,7 +98,7 @@ class Rank:
 
     def _load(self) -> Shard:
         folder = Path(self.post.models) if self.post.models else None
-        shard: Shard = factory(self.post.shard)(self.post.card, folder, self.post.device)
+        shard: Shard = factory(self.post.shard)(self.post.card, folder, self.post.device, self.post.offload)
         return shard
 
     def _answers(self, shard: Shard, requests: tuple[RenderRequest, ...]) -> list[Rendered | Fault]:

@@ -49,7 +49,7 @@ TINY_FLUX = FluxConfig(
     depth_single_blocks=4,
     axes_dim=(16, 24, 24),
 )
-TINY_VAE = VaeConfig(ch=16, num_res_blocks=1, norm_groups=8)
+TINY_VAE = VaeConfig(ch=16, num_res_blocks=1, norm_groups=8, scale_factor=1.0, shift_factor=0.0)
 MODELS = {
     "tiny": Model(TINY_FLUX, TINY_VAE, text_tokens=40, size=128, steps=8),
     "flux1-dev": Model(FLUX1_DEV, FLUX1_VAE, text_tokens=512, size=1024, steps=28),

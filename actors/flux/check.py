@@ -9,7 +9,8 @@ from actors.flux.config import FluxConfig, VaeConfig
 from actors.flux.containers import Kind, TensorSet, absent_parts, find, read_json, tokenizer_near
 from actors.flux.headers import NotRendered, WeightsError
 from actors.flux.names import Part
-from actors.flux.shapes import ClipSizes, Shape, Sizes, T5Sizes, expected
+from actors.flux.shapes import ClipSizes, Shape, Shapes, Sizes, T5Sizes, expected
+from actors.flux.sharding import Place, kept_shapes
 from actors.flux.sizes import Differences, deduce, differences
 
 GPUS = (1, 2, 4, 8)
@@ -173,21 +174,26 @@ def said_of(file: Path) -> str:
 
 
 def memory(parts: Mapping[Part, PartReport], gpus: int, *, streamed: bool = False) -> int:
-    """Bytes on the first GPU: its share of the blocks, all that is not shared, and room for one 1024x1024 image."""
+    """Bytes on each GPU: its share by the plan, all that no plan shares, and room for one 1024x1024 image."""
     total = 0
     for report in parts.values():
         if report.sizes is None:
             continue
-        shapes = expected(report.sizes)
-        blocks = {name: size(shape) for name, shape in shapes.items() if is_block(name)}
-        total += sum(size(shape) for name, shape in shapes.items() if name not in blocks)
+        blocks = {name: size(shape) for name, shape in expected(report.sizes).items() if is_block(name)}
         if streamed:
+            total += sum(size(shape) for name, shape in expected(report.sizes).items() if name not in blocks)
             total += 2 * largest_block(blocks)
-        elif isinstance(report.sizes, FluxConfig):
-            total += sum(nbytes // gpus if is_sharded(name) else nbytes for name, nbytes in blocks.items())
         else:
-            total += sum(blocks.values())
+            total += sum(size(shape) for shape in shared(report.sizes, gpus).values())
     return total + working_room(parts)
+
+
+def shared(sizes: Sizes, gpus: int) -> Shapes:
+    """What one of so many GPUs keeps of a part; one that cannot be shared out evenly is whole on each."""
+    try:
+        return kept_shapes(sizes, Place(0, gpus))
+    except (TypeError, ValueError):
+        return expected(sizes)
 
 
 def memory_of(sets: Iterable[TensorSet], gpus: int = 1) -> int:
@@ -210,11 +216,6 @@ def size(shape: Shape) -> int:
 
 def is_block(name: str) -> bool:
     return name.startswith(("double_blocks.", "single_blocks.", "encoder.block."))
-
-
-def is_sharded(name: str) -> bool:
-    """The large linears are split over the GPUs; norms and what modulates stay whole."""
-    return name.endswith(".weight") and "mod" not in name and "norm" not in name
 
 
 def largest_block(blocks: Mapping[str, int]) -> int:

@@ -13,7 +13,7 @@ from actors.flux.containers import TensorSet, find
 from actors.flux.headers import TensorInfo, WeightsError, refuse
 from actors.flux.names import Named, Part
 from actors.flux.quant import check_markers, scale_of
-from actors.flux.shapes import Sizes, expected
+from actors.flux.shapes import Sizes, Slice, expected
 from actors.flux.sizes import deduce, differences
 
 WINDOW = 2**20  # bytes mapped at once; a few windows are what reading costs beyond what it keeps
@@ -24,14 +24,6 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-
-
-class Slice(NamedTuple):
-    """Part of a tensor along one dimension: what a shard keeps of it."""
-
-    dim: int
-    start: int
-    length: int
 
 
 class Run(NamedTuple):

@@ -5,6 +5,7 @@ of the next one is queued on a side stream, behind the last use of the slot it g
 in order.
 """
 
+import logging
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+log = logging.getLogger("farm.offload")
 Setting = Literal["auto", "always", "never"]
 SLOTS = 2
 ALIGNMENT = 256  # bytes between tensors in a slot, as CUDA's own allocator keeps them
@@ -97,8 +99,8 @@ class CudaQueue:
         self.side = torch.cuda.Stream(device)
         self.copied = [torch.cuda.Event() for _ in range(SLOTS)]
         self.used = [torch.cuda.Event() for _ in range(SLOTS)]
-        pin(hosts)
-        weakref.finalize(self, unpin, list(hosts)).atexit = False  # a process that ends unlocks its memory anyway
+        pinned = pin(hosts)
+        weakref.finalize(self, unpin, pinned).atexit = False  # a process that ends unlocks its memory anyway
 
     @contextmanager
     def copying(self, slot: int) -> Iterator[None]:
@@ -114,11 +116,21 @@ class CudaQueue:
         self.used[slot].record(torch.cuda.current_stream(self.device))
 
 
-def pin(hosts: Sequence[Tensor]) -> None:
-    """Lock memory in place as it is: torch's own pinned allocator rounds each block up to a power of two."""
+def pin(hosts: Sequence[Tensor]) -> list[Tensor]:
+    """Lock memory in place as it is: torch's own pinned allocator rounds each block up to a power of two. What the
+    system will not lock is copied all the same, more slowly. The answer is what was locked."""
     runtime = torch.cuda.cudart()
+    pinned: list[Tensor] = []
     for host in hosts:
-        torch.cuda.check_error(int(runtime.cudaHostRegister(host.data_ptr(), host.nbytes, 0)))
+        if int(runtime.cudaHostRegister(host.data_ptr(), host.nbytes, 0)) != 0:
+            log.warning(
+                "%d of %d blocks could not be locked in host memory (see `ulimit -l`): copies to the GPU are slower",
+                len(hosts) - len(pinned),
+                len(hosts),
+            )
+            break
+        pinned.append(host)
+    return pinned
 
 
 def unpin(hosts: Sequence[Tensor]) -> None:

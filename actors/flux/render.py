@@ -148,7 +148,8 @@ class Renderer:
         job = jobs[0]
         noise_BLC = latents.pack(torch.cat([self.noise(job) for job in jobs]))
         times = sampler.schedule(job.steps, noise_BLC.shape[1], self.shift)
-        start = SavedLatent(0, job.steps, noise_BLC) if resume is None else fitting(resume, noise_BLC, job.steps)
+        fresh = SavedLatent(0, job.steps, noise_BLC, (job.width, job.height))
+        start = fresh if resume is None else fitting(resume, fresh)
         draw = partial(self.draw, width=job.width, height=job.height)
 
         def seen(progress: Progress) -> None:
@@ -159,6 +160,7 @@ class Renderer:
             partial(sampler.velocity, self.flux, condition),
             start.latent_BLC.to(self.device),
             times,
+            size=start.size,
             start=start.step,
             on_step=seen,
             cancelled=cancelled,
@@ -212,10 +214,11 @@ def finite(batch: Iterable[Tensor], what: str) -> None:
         raise NotFinite(what, bad)
 
 
-def fitting(saved: SavedLatent, like_BLC: Tensor, steps: int) -> SavedLatent:
-    if saved.total != steps or saved.latent_BLC.shape != like_BLC.shape:
+def fitting(saved: SavedLatent, fresh: SavedLatent) -> SavedLatent:
+    theirs, ours = ((each.total, each.size, tuple(each.latent_BLC.shape)) for each in (saved, fresh))
+    if theirs != ours:
         raise ValueError(
-            f"the saved latent is of {saved.total} steps and shape {tuple(saved.latent_BLC.shape)}; "
-            f"these jobs have {steps} steps and shape {tuple(like_BLC.shape)}"
+            "the saved latent has {} steps, size {} and shape {}; ".format(*theirs)
+            + "these jobs have {} steps, size {} and shape {}".format(*ours)
         )
     return saved

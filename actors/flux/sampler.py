@@ -21,6 +21,7 @@ class SavedLatent:
     step: int
     total: int
     latent_BLC: Tensor  # float32, on the CPU
+    size: tuple[int, int]  # width and height of the picture: tokens alone do not tell tall from wide
 
 
 class Progress(NamedTuple):
@@ -28,9 +29,10 @@ class Progress(NamedTuple):
     total: int
     latent_BLC: Tensor
     clean_BLC: Tensor  # the picture this step was heading for
+    size: tuple[int, int]
 
     def saved(self) -> SavedLatent:
-        return SavedLatent(self.step, self.total, self.latent_BLC.float().cpu())
+        return SavedLatent(self.step, self.total, self.latent_BLC.float().cpu(), self.size)
 
 
 class Cancelled(Exception):
@@ -87,6 +89,7 @@ def euler(
     latent_BLC: Tensor,
     times: list[float],
     *,
+    size: tuple[int, int] = (0, 0),
     start: int = 0,
     on_step: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -96,11 +99,11 @@ def euler(
     latent_BLC = latent_BLC.float()
     for step in range(start, total):
         if cancelled is not None and cancelled():
-            raise Cancelled(SavedLatent(step, total, latent_BLC.cpu()))
+            raise Cancelled(SavedLatent(step, total, latent_BLC.cpu(), size))
         now, after = times[step], times[step + 1]
         slope_BLC = velocity_at(latent_BLC, now).float()
         clean_BLC = latent_BLC - now * slope_BLC
         latent_BLC = latent_BLC + (after - now) * slope_BLC
         if on_step is not None:
-            on_step(Progress(step + 1, total, latent_BLC, clean_BLC))
+            on_step(Progress(step + 1, total, latent_BLC, clean_BLC, size))
     return latent_BLC

@@ -2,11 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from actors.flux.config import FluxConfig, VaeConfig
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
+
+
+class Slice(NamedTuple):
+    """Part of a tensor along one dimension: what a shard keeps of it."""
+
+    dim: int
+    start: int
+    length: int
+
+
 SINUSOID = 256
 
 

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from actors.flux.checkpoint import Slice
 from actors.flux.config import FluxConfig
-from actors.flux.shapes import Shape, Shapes, Sizes, T5Sizes, expected
+from actors.flux.shapes import Shape, Shapes, Sizes, Slice, T5Sizes, expected
 
 
 class Cut(StrEnum):

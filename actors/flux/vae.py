@@ -41,7 +41,9 @@ class PixelAttention(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         normed = self.norm(x_BCHW)
         q_B1LC, k_B1LC, v_B1LC = (
-            layer(normed).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v)
+            # Contiguous: every fused attention kernel refuses other strides, and the plain one holds L x L scores.
+            layer(normed).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
+            for layer in (self.q, self.k, self.v)
         )
         out_B1LC = F.scaled_dot_product_attention(q_B1LC, k_B1LC, v_B1LC)
         out: Tensor = self.proj_out(out_B1LC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape))

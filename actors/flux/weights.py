@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from actors.flux.checkpoint import Checkpoint, Slice, open_checkpoint, stored_part
+from actors.flux.checkpoint import Checkpoint, open_checkpoint, stored_part
 from actors.flux.config import FluxConfig, VaeConfig
 from actors.flux.containers import TensorSet, tokenizer_near
 from actors.flux.exchange import Seat, cut_network
 from actors.flux.headers import NotRendered, WeightsError
 from actors.flux.model import Flux
-from actors.flux.shapes import ClipSizes, Sizes, T5Sizes, expected
+from actors.flux.shapes import ClipSizes, Sizes, Slice, T5Sizes, expected
 from actors.flux.sharding import slices
 from actors.flux.text import TextEncoders
 from actors.flux.vae import AutoEncoder

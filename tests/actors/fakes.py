@@ -59,7 +59,7 @@ def picture(job: Any) -> NDArray[np.uint8]:
     return flat
 
 
-def load_flat(card: ModelCard, folder: Path | None, device: str) -> Shard:
+def load_flat(card: ModelCard, folder: Path | None, device: str, offload: str) -> Shard:
     importlib.import_module("actors.flux.render")  # as a real one does: what follows is not slowed by it
     if card.name == "missing":
         raise Fault(Cause.WEIGHTS_MISSING, f"{card.name} has no files in {folder}")

@@ -24,7 +24,7 @@ WIDE = Frame(16, 8, bytes((0, 90, 0)) * 128)
 
 
 def ready(model: str = "flat") -> Rank:
-    rank = Rank("g1", Post(CARDS[model], "tests.actors.fakes:load_flat", "", "cpu", 60.0))
+    rank = Rank("g1", Post(CARDS[model], "tests.actors.fakes:load_flat", "", "cpu", "auto", 60.0))
     assert rank.hello().state is GangState.STARTING
     assert rank.load().state is GangState.READY
     return rank
@@ -101,7 +101,7 @@ def test_cancelling_reaches_the_running_call_and_no_other() -> None:
 
 @pytest.mark.parametrize(("model", "cause"), [("missing", Cause.WEIGHTS_MISSING), ("broken", Cause.GANG_DIED)])
 def test_what_does_not_load_says_whose_fault_it_is(model: str, cause: Cause) -> None:
-    rank = Rank("g1", Post(CARDS[model], "tests.actors.fakes:load_flat", "", "cpu", 60.0))
+    rank = Rank("g1", Post(CARDS[model], "tests.actors.fakes:load_flat", "", "cpu", "auto", 60.0))
     with pytest.raises(Fault) as caught:
         rank.load()
     assert (caught.value.cause, caught.value.gang) == (cause, "g1")

@@ -32,5 +32,5 @@ class Noise:
         return rng.integers(0, 256, (job.height, job.width, 3), dtype=np.uint8)
 
 
-def load_shard(card: ModelCard, folder: Path | None, device: str) -> Shard:
+def load_shard(card: ModelCard, folder: Path | None, device: str, offload: str) -> Shard:
     return Shard(Noise(), "0" * 64)

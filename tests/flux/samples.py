@@ -107,9 +107,10 @@ def reference() -> Flux:
 
 
 @torch.no_grad()
-def velocity(model: Flux) -> Tensor:
+def velocity(model: Flux, device: str = "cpu") -> Tensor:
     generator = torch.Generator().manual_seed(7)
     img, txt, y = (torch.randn(shape, generator=generator) for shape in ((2, 6, 64), (2, 4, 24), (2, 16)))
     ids = torch.arange(18.0).view(1, 6, 3).expand(2, 6, 3)
-    out: Tensor = model(img, ids, txt, torch.zeros(2, 4, 3), torch.tensor([0.3, 0.9]), y, torch.tensor([3.5, 1.0]))
+    given = (img, ids, txt, torch.zeros(2, 4, 3), torch.tensor([0.3, 0.9]), y, torch.tensor([3.5, 1.0]))
+    out: Tensor = model(*(tensor.to(device) for tensor in given))
     return out

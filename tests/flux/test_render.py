@@ -164,7 +164,7 @@ def test_references_of_different_sizes_are_refused_not_mixed() -> None:
         renderer.render([job(reference=picture(20, 40)), job(reference=picture(40, 20))])
 
 
-def test_steps_are_watched_with_small_pictures_that_come_to_resemble_the_result(renderer: Renderer) -> None:
+def test_steps_are_watched_and_watching_changes_nothing(renderer: Renderer) -> None:
     seen: list[tuple[int, int, list[Pixels]]] = []
 
     def watch(step: int, total: int, preview: Preview) -> None:
@@ -222,11 +222,11 @@ def test_a_latent_saved_while_watching_goes_on_to_the_same_bytes(renderer: Rende
         assert np.array_equal(renderer.render([job()], resume=saved)[0], whole[0])
 
 
-@pytest.mark.parametrize("changes", [{"steps": 4}, {"width": 64}])
+@pytest.mark.parametrize("changes", [{"steps": 4}, {"width": 64}, {"width": 32, "height": 48}])
 def test_a_latent_of_other_jobs_is_refused(renderer: Renderer, changes: dict[str, Any]) -> None:
     kept: list[SavedLatent] = []
     renderer.render([job()], lambda step, total, preview: kept.append(preview.saved()))
-    with pytest.raises(ValueError, match="the saved latent is of 3 steps"):
+    with pytest.raises(ValueError, match="the saved latent has 3 steps"):
         renderer.render([job(**changes)], resume=kept[0])
 
 

@@ -111,3 +111,14 @@ def test_another_seed_is_another_picture_and_the_same_seed_the_same(machine: Ren
     first, again, other = (drawn(machine, sentence, seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_previews_come_to_resemble_the_picture(machine: Renderer) -> None:
+    seen: list[Pixels] = []
+    job = RenderJob("a red circle on a blue background", 1, 128, 128, 8, 2.5)
+    (picture,) = machine.render([job], lambda _step, _total, preview: seen.append(preview.pictures()[0]))
+    small = np.asarray(Image.fromarray(picture).resize((16, 16), Image.Resampling.BOX)).astype(int)
+    apart = [np.abs(preview.astype(int) - small).mean() for preview in seen]
+    assert len(apart) == 8
+    assert apart[-1] < apart[0]
+    assert apart[-1] < 30

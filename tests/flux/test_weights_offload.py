@@ -20,10 +20,9 @@ def streamed(device: str) -> Flux:
 @pytest.mark.parametrize("device", DEVICES)
 def test_streamed_blocks_draw_the_same(device: str) -> None:
     model = streamed(device)
-    with torch.device(device):
-        resident = velocity(reference().to(device))
-        for _ in range(3):  # an odd number of blocks: each pass finds them in other slots
-            assert torch.equal(velocity(model), resident)
+    resident = velocity(reference().to(device), device)
+    for _ in range(3):  # an odd number of blocks: each pass finds them in other slots
+        assert torch.equal(velocity(model, device), resident)
 
 
 class Probe(nn.Module):

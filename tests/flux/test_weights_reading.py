@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from actors.flux import checkpoint as checkpoint_module
-from actors.flux.checkpoint import Slice, open_checkpoint
+from actors.flux.checkpoint import open_checkpoint
 from actors.flux.config import FLUX1_DEV, FLUX1_SCHNELL, FLUX1_VAE, FluxConfig, VaeConfig
 from actors.flux.model import Flux
-from actors.flux.shapes import ClipSizes, T5Sizes, expected
+from actors.flux.shapes import ClipSizes, Slice, T5Sizes, expected
 from actors.flux.vae import AutoEncoder
 from actors.flux.weights import WeightsError, load_flux, weights_sha256
 from tests.flux import containers_kit as kit
