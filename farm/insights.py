@@ -6,11 +6,12 @@ Lists are paged by id: the newest first (`before`), or in the order of submissio
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, case, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, case, func, literal_column, select, union_all
 
 from farm.db import reading
 from farm.job import UNSETTLED, State
@@ -18,6 +19,7 @@ from farm.ports import Outcome
 from farm.tables import ARTIFACT, BAD_LINE, BATCH, COMPONENT, DECISION, EVENT, JOB, JOB_FAULT, VERDICT
 
 Record = dict[str, Any]
+COUNTED_FOR_S = 5.0
 HIDDEN = ("staging", "discarded")
 VISIBLE = BATCH.c.state.not_in(HIDDEN)
 # What a list shows of each job; `sha256` is the file's, because the store is content-addressed.
@@ -40,6 +42,8 @@ SHOWN = [
 class Insights:
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
         self.engine, self.clock = engine, clock
+        self._counting = threading.Lock()
+        self._counted: tuple[float, dict[str, int]] | None = None
 
     def batches(self, project_id: str, before: int | None = None, limit: int = 50) -> list[Record]:
         query = select(BATCH).where(BATCH.c.project_id == project_id, VISIBLE).order_by(BATCH.c.id.desc()).limit(limit)
@@ -57,7 +61,7 @@ class Insights:
             if batch is None:
                 return None
             counts = _counts(connection, [batch_id]).get(batch_id, {})
-            return _with_counts(batch, counts) | {"waits": _waits(connection, batch_id)}
+            return _with_counts(batch, counts) | {"waits": _all(connection, waits(batch_id))}
 
     def jobs(
         self,
@@ -67,12 +71,13 @@ class Insights:
         after: int = 0,
         limit: int = 100,
     ) -> list[Record]:
-        query = _listing().where(JOB.c.project_id == project_id, VISIBLE, JOB.c.id > after)
-        query = query if batch_id is None else query.where(JOB.c.batch_id == batch_id)
-        if state is not None:
-            query = query.where(JOB.c.state.in_([state] if isinstance(state, str) else list(state)))
+        states = [state] if isinstance(state, str) or state is None else sorted(state)
+        if not states:
+            return []
+        page = job_page(project_id, batch_id, states, after, limit).subquery()
+        query = _listing().where(JOB.c.project_id == project_id, VISIBLE, JOB.c.id.in_(select(page.c.id)))
         with reading(self.engine) as connection:
-            return _all(connection, query.order_by(JOB.c.id).limit(limit))
+            return _all(connection, query.order_by(JOB.c.id))
 
     def job(self, project_id: str, job_id: int) -> Record | None:
         """Everything about one job: verdicts, faults, artifacts, decisions, and its neighbours in the chain."""
@@ -140,11 +145,19 @@ class Insights:
 
     def counts(self, project_id: str | None = None) -> dict[str, int]:
         """Jobs per state, every state named; of the whole farm where no project is given (metrics)."""
-        query = select(JOB.c.state, func.count().label("jobs")).join(BATCH, BATCH.c.id == JOB.c.batch_id).where(VISIBLE)
-        query = query if project_id is None else query.where(JOB.c.project_id == project_id)
+        batches = select(BATCH.c.id).where(VISIBLE)
+        batches = batches if project_id is None else batches.where(BATCH.c.project_id == project_id)
+        query = select(JOB.c.state, func.count().label("jobs")).where(JOB.c.batch_id.in_(batches))
         with reading(self.engine) as connection:
             found = {row.state: row.jobs for row in connection.execute(query.group_by(JOB.c.state))}
         return {str(state): found.get(state, 0) for state in State}
+
+    def farm_counts(self) -> dict[str, int]:
+        """Those of the whole farm, a few seconds old at most: anyone may ask for them, as often as they like."""
+        with self._counting:
+            if self._counted is None or abs(self.clock() - self._counted[0]) >= COUNTED_FOR_S:
+                self._counted = self.clock(), self.counts()
+            return self._counted[1]
 
     def superseded(self, project_id: str | None = None) -> int:
         """How many results came too late and were dropped."""
@@ -152,6 +165,27 @@ class Insights:
         query = query if project_id is None else query.where(EVENT.c.project_id == project_id)
         with reading(self.engine) as connection:
             return int(connection.execute(query).scalar_one())
+
+
+def job_page(
+    project_id: str, batch_id: int | None, states: Sequence[str | None], after: int, limit: int
+) -> Select[Any]:
+    """The ids of one page, each state's read from an index in their order, so that no page sorts what it does not
+    show. None is any state."""
+    hidden = select(BATCH.c.id).where(_spelled(BATCH.c.state, HIDDEN))
+    mine = [JOB.c.id > after, JOB.c.batch_id.not_in(hidden)]
+    mine.append(JOB.c.project_id == project_id if batch_id is None else JOB.c.batch_id == batch_id)
+    ids = select(JOB.c.id).where(*mine).order_by(JOB.c.id).limit(limit)
+    each = [ids if state is None else ids.where(JOB.c.state == state) for state in states]
+    if len(each) == 1:
+        return each[0]
+    together = union_all(*(select(some.subquery().c.id) for some in each)).subquery()
+    return select(together.c.id).order_by(together.c.id).limit(limit)
+
+
+def _spelled(column: ColumnElement[str], words: Collection[str]) -> ColumnElement[bool]:
+    """One of these words, spelled out: bound, they would keep SQLite from the index of such rows."""
+    return column.in_([literal_column(f"'{word}'") for word in words])
 
 
 def _listing() -> Select[Any]:
@@ -198,12 +232,13 @@ def _with_counts(batch: Record, counts: dict[str, int]) -> Record:
     return batch | {"counts": counts, "settled": not any(counts.get(state) for state in UNSETTLED)}
 
 
-def _waits(connection: Connection, batch_id: int) -> list[Record]:
+def waits(batch_id: int) -> Select[Any]:
     """The commonest reasons, with how many jobs each keeps."""
     count = func.count().label("jobs")
-    waiting = (JOB.c.batch_id == batch_id, JOB.c.state.in_([State.WAITING, State.QUEUED]), JOB.c.reason != "")
-    query = select(JOB.c.state, JOB.c.reason, count).where(*waiting).group_by(JOB.c.state, JOB.c.reason)
-    return _all(connection, query.order_by(count.desc(), JOB.c.reason).limit(10))
+    waiting = (_spelled(JOB.c.state, (State.WAITING, State.QUEUED)), JOB.c.reason != literal_column("''"))
+    query = select(JOB.c.state, JOB.c.reason, count).where(JOB.c.batch_id == batch_id, *waiting)
+    query = query.group_by(JOB.c.state, JOB.c.reason)
+    return query.order_by(count.desc(), JOB.c.reason).limit(10)
 
 
 def _relatives(connection: Connection, project_id: str, which: Any) -> list[Record]:

@@ -71,7 +71,7 @@ class _Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("farm_jobs", "Jobs per state.", labels=["state"])
-        for state, count in self.farm.insights.counts().items():
+        for state, count in self.farm.insights.farm_counts().items():
             jobs.add_metric([state], count)
         words = "Since a process was last heard of."
         beats = GaugeMetricFamily("farm_component_age_seconds", words, labels=["kind", "name"])

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy import Connection, Select, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from farm import db
+from farm.access import Access
 from farm.errors import Fault
+from farm.insights import job_page, waits
 from farm.job import Cause
 from farm.job_queue import JobQueue
 from farm.leasing import CLAIM
@@ -161,18 +165,16 @@ def test_a_wrong_statement_is_not_an_outage(desk: Desk) -> None:
     assert desk.states(1) == {"queued": 1}
 
 
-def plan(desk: Desk) -> str:
-    values = {"lane": 1, "now": 1.0, "at_most": 4}
+def plan(desk: Desk, query: Select[Any] = CLAIM) -> str:
+    compiled = query.compile(desk.engine, compile_kwargs={"render_postcompile": True})
+    values = compiled.params | ({"lane": 1, "now": 1.0, "at_most": 4} if query is CLAIM else {})
     with db.reading(desk.engine) as connection:
-        sql = str(CLAIM.compile(desk.engine, compile_kwargs={"render_postcompile": True}))
         if desk.engine.dialect.name == "sqlite":
-            order = CLAIM.compile(desk.engine).positiontup or []
-            rows = connection.exec_driver_sql(
-                f"EXPLAIN QUERY PLAN {sql}", tuple(values.get(name, 0) for name in order)
-            ).all()
-            return "; ".join(row[-1] for row in rows)
-        rows = connection.exec_driver_sql(f"EXPLAIN {sql}", values).all()
-        return "; ".join(row[0] for row in rows)
+            given = tuple(values[name] for name in compiled.positiontup or [])
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", given).all()
+        else:
+            rows = connection.exec_driver_sql(f"EXPLAIN {compiled}", values).all()
+    return "; ".join(row[-1] for row in rows)
 
 
 def test_a_claim_goes_straight_to_its_index_and_sorts_nothing(desk: Desk) -> None:
@@ -184,3 +186,35 @@ def test_a_claim_goes_straight_to_its_index_and_sorts_nothing(desk: Desk) -> Non
     assert "Sort" not in plan(desk)
     assert "TEMP B-TREE" not in plan(desk)
     assert "SCAN job" not in plan(desk)
+
+
+@pytest.mark.parametrize(
+    ("batch", "states", "index"),
+    [
+        (None, [None], "job_project"),
+        (1, [None], "job_batch"),
+        (None, ["cancelled"], "job_project_state"),
+        (1, ["cancelled"], "job_batch_state"),
+    ],
+)
+def test_a_page_of_jobs_is_read_from_its_index_and_sorts_nothing(
+    desk: Desk, batch: int | None, states: list[str | None], index: str
+) -> None:
+    Access(desk.engine).create_project("theirs")
+    desk.submit(count=200)
+    desk.submit(count=3000, project="theirs")
+    desk.sql("UPDATE job SET state = 'cancelled' WHERE id % 20 = 0")
+    if desk.engine.dialect.name == "postgresql":
+        desk.sql("ANALYZE job")
+        desk.sql("ANALYZE batch")
+    found = plan(desk, job_page("ours", batch, states, 0, 5))
+    assert re.search(rf"\b{index}\b", found), found
+    for slow in ("Sort", "TEMP B-TREE", "SCAN job", "Seq Scan", "Bitmap"):
+        assert slow not in found
+
+
+def test_what_a_batch_waits_for_is_read_from_its_index(desk: Desk) -> None:
+    desk.submit(count=3000)
+    if desk.engine.dialect.name == "postgresql":
+        desk.sql("ANALYZE job")
+    assert "job_waits" in plan(desk, waits(1))

@@ -6,6 +6,7 @@ import pytest
 
 from farm.access import Access
 from farm.errors import BadInput, NotFound
+from farm.insights import COUNTED_FOR_S
 from farm.job import State
 from farm.job_queue import NewJob
 from farm.ports import Lease, Outcome, Stage
@@ -73,7 +74,11 @@ def test_a_listed_job_carries_its_file_and_its_verdict(desk: Desk) -> None:
     assert (done["verdict"], done["mime"], len(done["sha256"])) == ("allow", "image/png", 64)
     assert (blocked["verdict"], blocked["mime"], blocked["sha256"]) == ("block", None, None)
     assert [job["id"] for job in desk.insights.jobs("ours", state="blocked")] == [two.job_id]
-    assert len(desk.insights.jobs("ours", state=["blocked", "published"])) == 2
+    both = ["blocked", "published"]
+    assert [job["id"] for job in desk.insights.jobs("ours", state=both)] == [one.job_id, two.job_id]
+    assert [job["id"] for job in desk.insights.jobs("ours", state=both, limit=1)] == [one.job_id]
+    assert [job["id"] for job in desk.insights.jobs("ours", state=both, after=one.job_id)] == [two.job_id]
+    assert desk.insights.jobs("ours", state=[]) == []
     assert desk.insights.counts() == {str(state): int(state in ("published", "blocked")) for state in State}
 
 
@@ -103,6 +108,15 @@ def test_only_published_artifacts_are_in_the_gallery(desk: Desk) -> None:
     desk.end(two, State.HELD)
     assert [art["job_id"] for art in desk.insights.gallery("ours")] == [one.job_id]
     assert [art["job_id"] for art in desk.insights.artifacts("ours", "held")] == [two.job_id]
+
+
+def test_the_whole_farm_is_counted_again_only_after_a_while(desk: Desk) -> None:
+    desk.submit(count=2)
+    assert desk.insights.farm_counts()["queued"] == 2
+    desk.submit(count=1)
+    assert desk.insights.farm_counts()["queued"] == 2
+    desk.clock.now += COUNTED_FOR_S
+    assert desk.insights.farm_counts()["queued"] == 3
 
 
 def test_a_batch_is_settled_when_nothing_of_it_is_to_come(desk: Desk) -> None:
