@@ -129,7 +129,9 @@ def open_farm(home: Path, client: SignerClient) -> Farm:
 
 
 def start_signer(home: Path) -> tuple[subprocess.Popen[bytes], SignerClient]:
-    environment = os.environ | {"FARM_HOME": str(home), "FARM_CONFIG": str(home / "none.toml"), "OMP_NUM_THREADS": "1"}
+    none = home / "none.toml"
+    none.touch()
+    environment = os.environ | {"FARM_HOME": str(home), "FARM_CONFIG": str(none), "OMP_NUM_THREADS": "1"}
     log = (home / "signer.log").open("ab")
     with log:
         process = subprocess.Popen([sys.executable, "-m", "provenance.signer"], env=environment, stderr=log)
