@@ -63,6 +63,7 @@ class Cause(StrEnum):
     GANG_DIED = "gang_died"
     GANG_HUNG = "gang_hung"
     LEASE_LOST = "lease_lost"
+    OVERLOADED = "overloaded"
     RAY_GONE = "ray_gone"
     GATE_DOWN = "gate_down"
     SIGNER_DOWN = "signer_down"
@@ -86,6 +87,7 @@ CAUSES: dict[Cause, Payer] = {
     Cause.GANG_DIED: Payer.GANG,
     Cause.GANG_HUNG: Payer.GANG,
     Cause.LEASE_LOST: Payer.ENVIRONMENT,
+    Cause.OVERLOADED: Payer.ENVIRONMENT,
     Cause.RAY_GONE: Payer.ENVIRONMENT,
     Cause.GATE_DOWN: Payer.ENVIRONMENT,
     Cause.SIGNER_DOWN: Payer.ENVIRONMENT,
@@ -124,9 +126,9 @@ class Spec:
 
     @property
     def shape_key(self) -> str:
-        """Jobs with one shape key may run together."""
+        """Jobs with one shape key may run together. Guidance is each job's own, so a sweep of it is one lane."""
         mode = "edit" if self.edit else "text"
-        return f"{self.model}/{self.width}x{self.height}/{self.steps}/{self.guidance:g}/{mode}"
+        return f"{self.model}/{self.width}x{self.height}/{self.steps}/{mode}"
 
 
 def megapixel_steps(shape_key: str) -> float:

@@ -32,6 +32,7 @@ MEANINGS = {
     "farm.manifest.remote": "it points to a manifest elsewhere, which is not fetched",
     "farm.manifest.unreadable": "the file or its manifest is damaged",
     "farm.limits": "it could not be opened within the limits on memory and time",
+    "farm.overloaded": "this machine had no room or time to open it: try again",
     "farm.file": "the file could not be read",
 }
 

@@ -2,13 +2,17 @@
 dies.
 
 Over a socket pair the parent sends a line of JSON (length, claimed type) and the bytes; the child answers with a line
-of JSON. A child that does not answer in time is killed, and the file it was at is Unreadable. It also ends after a
-number of files, so that whatever the library might leak stays small.
+of JSON. A child that does not answer in time is killed, and the file it was at is Unreadable: with the code
+`farm.limits` if the file needs too much, with `farm.overloaded` if another would have fared no better. It also ends
+after a number of files, so that whatever the library might leak stays small.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import resource
 import socket
 import subprocess
 import sys
@@ -24,6 +28,8 @@ from provenance.report import Ancestor, Report
 
 FILES_PER_CHILD = 1000
 MAX_ANSWER = 16 << 20
+LIFE_S = 3600  # of processor time, for all files of one child
+LIMITS, OVERLOADED = "farm.limits", "farm.overloaded"
 
 
 class LimitedVerifier:
@@ -39,9 +45,10 @@ class LimitedVerifier:
         with self._lock:
             try:
                 return _from_json(self._ask(data, mime))
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
+                code = self._why(error)
                 self._stop()
-                return report.failed(report.UNREADABLE, "farm.limits", mime)
+                return report.failed(report.UNREADABLE, code, mime)
 
     def close(self) -> None:
         with self._lock:
@@ -54,6 +61,14 @@ class LimitedVerifier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _why(self, error: Exception) -> str:
+        if self._child is None or isinstance(error, TimeoutError):  # it could not start, or got no processor time
+            return OVERLOADED
+        process, _ = self._child
+        with contextlib.suppress(subprocess.TimeoutExpired):  # alive, and says too much
+            process.wait(1.0)
+        return OVERLOADED if process.returncode in child.ENDED_BY_OTHERS else LIMITS
 
     def _ask(self, data: bytes, mime: str | None) -> Any:
         if self._served >= FILES_PER_CHILD or (self._child and self._child[0].poll() is not None):
@@ -73,11 +88,15 @@ class LimitedVerifier:
     def _wire(self) -> socket.socket:
         if self._child is None:
             ours, theirs = socket.socketpair()
-            command = [sys.executable, "-m", "provenance.limited", str(self.memory_mb)]
+            command = [sys.executable, "-m", "provenance.limited", str(self.memory_mb), str(self.seconds)]
             quiet = subprocess.DEVNULL  # whatever the library prints must not look like an answer
-            with theirs:
-                self._child = subprocess.Popen(command, stdin=theirs.fileno(), stdout=quiet, stderr=quiet), ours
-            ours.settimeout(self.seconds)
+            try:
+                with theirs:
+                    self._child = subprocess.Popen(command, stdin=theirs.fileno(), stdout=quiet, stderr=quiet), ours
+            except OSError:
+                ours.close()
+                raise
+            ours.settimeout(self.seconds * child.PATIENCE)
             ours.sendall(json.dumps(self.trust).encode() + b"\n")
         return self._child[1]
 
@@ -95,15 +114,23 @@ def _from_json(values: Any) -> Report:
     return Report(**values | {"codes": tuple(values["codes"])})
 
 
+def _allow(seconds: float) -> None:
+    """So much more processor time, for the next file."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    until = math.ceil(used.ru_utime + used.ru_stime + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (min(until, LIFE_S), LIFE_S + 1))
+
+
 def main() -> None:
     """The child, which has its end of the wire as standard input."""
-    child.limit(memory_mb=int(sys.argv[1]), seconds=3600)
+    child.limit(memory_mb=int(sys.argv[1]), seconds=LIFE_S)
     from provenance.verify import verify_bytes
 
     with socket.socket(fileno=0) as wire, wire.makefile("rb") as requests:
         trust = json.loads(requests.readline())
         for head in requests:
             request = json.loads(head)
+            _allow(float(sys.argv[2]))
             found = verify_bytes(requests.read(request["length"]), request["mime"], trust)
             wire.sendall(json.dumps(asdict(found)).encode() + b"\n")
 

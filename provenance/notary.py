@@ -8,10 +8,11 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from farm.job import FORMATS
+from farm.errors import Fault
+from farm.job import FORMATS, Cause
 from farm.ports import Frame, Signed, Store
 from provenance import keys, labels, manifest, records, report
-from provenance.limited import LimitedVerifier
+from provenance.limited import OVERLOADED, LimitedVerifier
 from provenance.records import ParentFile, Refused
 from provenance.report import Report
 from provenance.signing import Parent, Signing
@@ -78,4 +79,7 @@ class Notary:
     def _examine(self, data: bytes, file: ParentFile) -> Report:
         if file.ours:
             return verify_bytes(data, file.mime, self.signing.keys.root)
-        return self._strangers.verify(data, file.mime)
+        found = self._strangers.verify(data, file.mime)
+        if OVERLOADED in found.codes:
+            raise Fault(Cause.OVERLOADED, f"{file.title!r} could not be verified: {found.sentence}")
+        return found

@@ -164,6 +164,18 @@ def test_what_is_no_picture_we_take_is_refused(world: World, data: bytes, status
     assert word in problem(world.post("/api/uploads", content=data), status)["detail"]
 
 
+def test_a_machine_too_busy_to_look_at_a_picture_asks_to_come_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("subprocess.run", no_room)
+    answer = world.post("/api/uploads", content=picture())
+    assert problem(answer, 503)["cause"] == "overloaded"
+    assert answer.headers["retry-after"]
+
+
 def test_a_body_without_a_length_is_cut_off_at_the_limit(world: World) -> None:
     sent = 0
 

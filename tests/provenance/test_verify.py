@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -296,9 +298,32 @@ def test_a_child_that_hangs_is_killed(ours: Keys, signed: dict[str, bytes]) -> N
         wire.settimeout(0.3)
         os.kill(process.pid, signal.SIGSTOP)
         found = verifier.verify(signed["png"])
-        assert (found.verdict, found.codes) == ("Unreadable", ("farm.limits",))
+        assert (found.verdict, found.codes) == ("Unreadable", ("farm.overloaded",))
         assert process.returncode == -signal.SIGKILL
         assert verifier.verify(signed["png"]).verdict == "Trusted"
+
+
+def test_only_what_the_file_needs_is_its_fault(
+    ours: Keys, signed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limited_in(module: str, seconds: float = 20.0) -> tuple[str, ...]:
+        """What is said of a file whose child runs this instead."""
+        command = [sys.executable, "-c", f"import os, signal, time; from provenance import limited; {module}"]
+        start = subprocess.Popen
+        monkeypatch.setattr(subprocess, "Popen", lambda _, **options: start(command, **options))
+        try:
+            with LimitedVerifier(ours.root, seconds=seconds) as verifier:
+                return verifier.verify(signed["png"]).codes
+        finally:
+            monkeypatch.setattr(subprocess, "Popen", start)
+
+    assert limited_in("limited._allow(0.1)\nwhile True: pass") == ("farm.limits",)
+    assert limited_in("os.abort()") == ("farm.limits",)
+    assert limited_in("os.kill(os.getpid(), signal.SIGKILL)") == ("farm.overloaded",)
+    assert limited_in("time.sleep(60)", 0.1) == ("farm.overloaded",)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with LimitedVerifier(ours.root) as verifier:
+        assert verifier.verify(signed["png"]).codes == ("farm.overloaded",)
 
 
 def test_a_file_that_needs_too_much_memory_is_unreadable(ours: Keys, signed: dict[str, bytes]) -> None:
