@@ -22,6 +22,8 @@ from farm.tables import ARTIFACT, BATCH, COMPONENT, JOB, JOB_FAULT, LANE, UPLOAD
 
 MAX_DETAIL = 2000
 EXPIRE_AT_ONCE = 500
+AGEING_S = 600.0  # ten minutes of waiting count as one step of priority, so that nothing starves
+LANES_SHOWN = 64  # of each project and model: one batch of many shapes does not slow the choice of the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,17 @@ class Leasing:
     licences: Mapping[str, str]
 
     def lanes(self) -> list[LaneView]:
-        """Where queued jobs may be had. A batch that is paused, cancelled or still coming in shows none."""
+        """Where queued jobs may be had: the first of each project and model, as the scheduler ranks them. A batch that
+        is paused, cancelled or still coming in shows none."""
         priority = (LANE.c.priority + BATCH.c.priority).label("priority")
         columns = [LANE.c[name] for name in ("id", "project_id", "batch_id", "model", "shape_key", "created_at")]
-        query = select(*columns, priority).join(BATCH, BATCH.c.id == LANE.c.batch_id)
+        aged = (LANE.c.created_at - priority.element * AGEING_S, LANE.c.id)
+        place = func.row_number().over(partition_by=(LANE.c.project_id, LANE.c.model), order_by=aged)
+        lanes = select(*columns, priority, place.label("place")).join(BATCH, BATCH.c.id == LANE.c.batch_id)
+        ranked = lanes.where(LANE.c.open == true(), BATCH.c.state == "open").subquery()
+        query = select(*(ranked.c[name] for name in LaneView.__dataclass_fields__)).where(ranked.c.place <= LANES_SHOWN)
         with reading(self.engine) as connection:
-            rows = connection.execute(query.where(LANE.c.open == true(), BATCH.c.state == "open")).mappings()
-            return [LaneView(**row) for row in rows]
+            return [LaneView(**row) for row in connection.execute(query).mappings()]
 
     @transaction
     def claim(self, connection: Connection, lane_id: int, owner: str, limit: int, lease_s: float) -> list[Lease]:
@@ -96,7 +102,8 @@ class Leasing:
             return []
         if not self._accepted(connection, lane.model):
             reason = f"{Cause.LICENCE_NOT_ACCEPTED}: {licences.why(lane.model, self.licences[lane.model])}"
-            connection.execute(update(JOB).where(JOB.c.id.in_([row.id for row in rows])).values(reason=reason))
+            unsaid = update(JOB).where(JOB.c.id.in_([row.id for row in rows]), JOB.c.reason != reason)
+            connection.execute(unsaid.values(reason=reason))
             return []
         rows = _with_published_parents(connection, rows, now)
         taken = {"state": State.LEASED, "attempt": JOB.c.attempt + 1, "owner": owner, "lease_expires_at": now + lease_s}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from farm.job import megapixel_steps
-from farm.job_queue import LaneView
+from farm.leasing import AGEING_S, LaneView
 
-AGEING_S = 600.0  # ten minutes of waiting count as one step of priority, so that nothing starves
 STEP_S_PER_MEGAPIXEL = 4.0  # a slow device's denoising step; leases are extended by heartbeats anyway
 
 

@@ -68,7 +68,7 @@ def test_a_gang_without_a_name_or_met_again_and_again_is_no_endless_loop(gang: s
 
 def test_the_shape_key_tells_how_much_work_it_is() -> None:
     spec = Spec("tiny", "a red circle", 1, 128, 96, 8, 3.5)
-    assert spec.shape_key == "tiny/128x96/8/3.5/text"
+    assert spec.shape_key == "tiny/128x96/8/text"
     assert megapixel_steps(spec.shape_key) == 128 * 96 * 8 / 1e6
 
 

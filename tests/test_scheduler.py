@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm.leasing import LaneView
-from farm.scheduler import AGEING_S, lease_seconds, order
+from farm.leasing import AGEING_S, LaneView
+from farm.scheduler import lease_seconds, order
 
 lanes = st.builds(
     LaneView,
@@ -16,7 +16,7 @@ lanes = st.builds(
     project_id=st.sampled_from(["a", "b", "c"]),
     batch_id=st.integers(1, 100),
     model=st.sampled_from(["tiny", "flux1-dev"]),
-    shape_key=st.just("tiny/128x128/8/3.5/text"),
+    shape_key=st.just("tiny/128x128/8/text"),
     priority=st.integers(-5, 5),
     created_at=st.floats(0, 10_000),
 )
@@ -24,7 +24,7 @@ several = st.lists(lanes, max_size=12, unique_by=lambda lane: lane.id)
 
 
 def lane(id_: int, project: str = "a", priority: int = 0, created_at: float = 0.0, model: str = "tiny") -> LaneView:
-    return LaneView(id_, project, 1, model, f"{model}/128x128/8/3.5/text", priority, created_at)
+    return LaneView(id_, project, 1, model, f"{model}/128x128/8/text", priority, created_at)
 
 
 @given(several, st.randoms())
@@ -62,6 +62,6 @@ def test_nothing_starves_behind_a_stream_of_fresh_urgent_work(head_start: int) -
 
 
 def test_a_lease_grows_with_the_work() -> None:
-    small, large = "tiny/128x128/8/3.5/text", "flux1-dev/1024x1024/50/3.5/text"
+    small, large = "tiny/128x128/8/text", "flux1-dev/1024x1024/50/text"
     assert 30 < lease_seconds(30, small, 1) < lease_seconds(30, small, 4) < 60
     assert lease_seconds(30, large, 4) > 600

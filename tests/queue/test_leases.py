@@ -11,9 +11,11 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine
 
+from farm.access import Access
 from farm.errors import Conflict, Fault
 from farm.job import Cause, State
 from farm.job_queue import JobQueue, NewJob
+from farm.leasing import AGEING_S, LANES_SHOWN
 from farm.ports import Outcome, Stage
 from tests.queue.conftest import SPEC, START, Desk, finished, frame_of, verdict
 
@@ -53,6 +55,32 @@ def test_jobs_of_two_shapes_or_priorities_lie_in_lanes_of_their_own(desk: Desk) 
         (SPEC.shape_key, 5): 1,
     }
     assert {len(desk.queue.claim(lane.id, "worker", 10, 30.0)) for lane in lanes} == {1, 2}
+
+
+def test_a_sweep_of_guidance_is_one_lane(desk: Desk) -> None:
+    desk.submit(*(NewJob(line=n, spec=replace(SPEC, guidance=n / 10)) for n in range(1, 30)))
+    assert len(desk.queue.lanes()) == 1
+    assert {lease.spec.guidance for lease in desk.claim(limit=3)} == {0.1, 0.2, 0.3}
+
+
+def test_a_batch_of_many_shapes_shows_its_first_lanes_and_hides_no_other_project(desk: Desk) -> None:
+    Access(desk.engine).create_project("theirs")
+    desk.submit(*(NewJob(line=n, spec=replace(SPEC, steps=n), priority=n % 3) for n in range(1, 3 * LANES_SHOWN)))
+    other = desk.submit(count=1, project="theirs")
+    lanes = desk.queue.lanes()
+    assert Counter(lane.project_id for lane in lanes) == {"ours": LANES_SHOWN, "theirs": 1}
+    assert {lane.priority for lane in lanes if lane.batch_id != other} == {2}
+    taken = 0
+    while lanes := desk.queue.lanes():
+        taken += sum(len(desk.queue.claim(lane.id, "worker-1", 10, 30.0)) for lane in lanes)
+    assert taken == 3 * LANES_SHOWN, "those behind come as the first ones close"
+
+
+def test_a_lane_that_waited_long_is_shown_before_many_fresh_ones(desk: Desk) -> None:
+    old = desk.submit(count=1)
+    desk.clock.now += 2 * AGEING_S
+    desk.submit(*(NewJob(line=n, spec=replace(SPEC, steps=n), priority=1) for n in range(1, 2 * LANES_SHOWN)))
+    assert old in {lane.batch_id for lane in desk.queue.lanes()}
 
 
 def test_an_empty_lane_closes_and_a_job_put_back_opens_it(desk: Desk) -> None:
