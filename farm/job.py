@@ -98,6 +98,7 @@ CAUSES: dict[Cause, Payer] = {
     Cause.WEIGHTS_MISSING: Payer.ENVIRONMENT,
     Cause.LICENCE_NOT_ACCEPTED: Payer.ENVIRONMENT,
 }
+FINAL = frozenset({Cause.BAD_INPUT})  # the same file and words would fare no better another time
 MAX_OWN_FAULTS = 3
 MAX_GANGS = 3
 MAX_GANG_FAULTS = 9  # where gangs have no name, or one is met again and again
@@ -105,6 +106,8 @@ MAX_GANG_FAULTS = 9  # where gangs have no name, or one is met again and again
 
 def has_failed(faults: list[tuple[Cause, str | None]]) -> bool:
     """Given every (cause, gang) a job has met: is it failed for good, or does it go back to the queue?"""
+    if any(cause in FINAL for cause, _ in faults):
+        return True
     own = sum(CAUSES[cause] is Payer.JOB for cause, _ in faults)
     gangs = [gang for cause, gang in faults if CAUSES[cause] is Payer.GANG]
     return own >= MAX_OWN_FAULTS or len(set(gangs)) >= MAX_GANGS or len(gangs) >= MAX_GANG_FAULTS

@@ -73,7 +73,8 @@ class Notary:
         data = self.store.get(file.key)
         found = self._examine(data, file)
         if found.verdict not in FIT[file.ours]:
-            raise Refused(f"{file.title!r} is {found.verdict}: {found.sentence}")
+            detail = f"{file.title!r} is {found.verdict}: {found.sentence}"
+            raise Refused(detail) if file.ours else Fault(Cause.BAD_INPUT, detail)
         return Parent(data, file.mime, file.title), found
 
     def _examine(self, data: bytes, file: ParentFile) -> Report:

@@ -61,6 +61,10 @@ def test_three_of_its_own_or_three_different_gangs() -> None:
     assert has_failed([(Cause.GANG_DIED, name) for name in "abc"])
 
 
+def test_what_is_wrong_with_its_input_stays_wrong() -> None:
+    assert has_failed([(Cause.BAD_INPUT, None)])
+
+
 @pytest.mark.parametrize("gang", ["a", None])
 def test_a_gang_without_a_name_or_met_again_and_again_is_no_endless_loop(gang: str | None) -> None:
     assert has_failed([(Cause.GANG_DIED, gang)] * 9)

@@ -245,7 +245,9 @@ def test_refuses_a_broken_upload(farm: Farm, refused: Refusal) -> None:
     for data in (bytes(tampered), signed.data[: len(signed.data) // 2], b"no picture at all"):
         job, frame = farm.job(edit=True, upload_id=farm.upload(data).id), picture(45)
         farm.judge(job, frame)
-        assert "'upload' is" in refused(farm.sign, job, frame).detail
+        fault = refused(farm.sign, job, frame)
+        assert "'upload' is" in fault.detail
+        assert fault.cause is Cause.BAD_INPUT, "a file that stays broken is not drawn again"
 
 
 def approved_case(farm: Farm, seed: int, kind: str = "png") -> tuple[Job, Decision, bytes]:
