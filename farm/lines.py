@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from farm.sizes import nearest_side, nearest_size, of_ratio
 PICTURE_FIELDS = {"prompt", "model", "seed", "width", "height", "aspect_ratio", "steps", "guidance", "image", "format"}
 FIELDS = frozenset(PICTURE_FIELDS | {"n", "id", "priority"})
 MAX_N = 64
+MAX_UNKNOWN = 20  # unknown fields told one by one
 MAX_PRIORITY = 100
 MAX_SEED = 2**53 - 1  # what every JSON reader keeps exactly
 RATIO = re.compile(r"([1-9]\d{0,3}):([1-9]\d{0,3})")
@@ -87,8 +89,11 @@ class _Fields:
         self.bad.append(BadLine(self.number, field, reason))
 
     def refuse_unknown(self) -> None:
-        for name in sorted(self.values.keys() - FIELDS):
+        unknown = sorted(self.values.keys() - FIELDS)
+        for name in unknown[:MAX_UNKNOWN]:
             self.note(_show(name)[1:-1], f"unknown field: {nearest(name, FIELDS)}")
+        if more := len(unknown[MAX_UNKNOWN:]):
+            self.note("line", f"has {more:,} more unknown fields")
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
         value = self.values.get(name)
@@ -145,8 +150,8 @@ def _no_constant(word: str) -> Any:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name in counts if counts[name] > 1)
         raise ValueError(f"the field {_show(twice)} stands there twice")
     return values
 

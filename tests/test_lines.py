@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -165,3 +166,19 @@ def test_the_nearest_size_can_be_drawn(width: float, height: float) -> None:
 def test_a_ratio_becomes_a_size_on_the_grid(ratio: str, size: tuple[int, int]) -> None:
     spec = good(aspect_ratio=ratio).spec
     assert (spec.width, spec.height) == size
+
+
+def test_thousands_of_unknown_fields_are_a_few_problems() -> None:
+    bad = parse(**{f"field{number:04}": 1 for number in range(6000)})
+    assert isinstance(bad, list)
+    assert len(bad) == 21
+    assert (bad[-1].field, bad[-1].reason) == ("line", "has 5,980 more unknown fields")
+
+
+def test_a_doubled_name_is_found_among_thousands_at_once() -> None:
+    names = [f'"{number}": 1' for number in range(6000)]
+    began = time.process_time()
+    bad = parse_line(1, f"{{{', '.join([*names, names[-1]])}}}".encode(), CATALOGUE, "tiny")
+    assert time.process_time() - began < 0.2
+    assert isinstance(bad, list)
+    assert bad[0].reason == 'the field "5999" stands there twice'
