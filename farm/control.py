@@ -20,6 +20,7 @@ from farm.moves import Move
 from farm.tables import ARTIFACT, BATCH, DECISION, DECISIONS, JOB, LANE
 
 CHUNK = 500
+UNTOUCHED_S = 60.0  # whoever cancels a batch has died if it took longer over one chunk
 RETRYABLE = (State.FAILED,)
 STOPPABLE = (State.WAITING, State.QUEUED, State.LEASED)
 # What a decision makes of a job.
@@ -46,8 +47,9 @@ class Control:
         return self._cancel_rest(batch_id, reason or f"the batch was cancelled by {by}")
 
     def finish_cancelled(self) -> int:
-        """Go on where a process died while cancelling: such batches still have open lanes."""
-        unfinished = select(BATCH.c.id, BATCH.c.reason).where(BATCH.c.state == "cancelled")
+        """Go on where a process died while cancelling: such batches still have open lanes, and nobody touches them."""
+        untouched = BATCH.c.updated_at < self.clock() - UNTOUCHED_S
+        unfinished = select(BATCH.c.id, BATCH.c.reason).where(BATCH.c.state == "cancelled", untouched)
         lanes = select(LANE.c.batch_id).where(LANE.c.open == true())
         with reading(self.engine) as connection:
             batches = connection.execute(unfinished.where(BATCH.c.id.in_(lanes))).all()
@@ -74,12 +76,14 @@ class Control:
 
     @transaction
     def _cancel_some(self, connection: Connection, batch_id: int, reason: str) -> int:
+        now = self.clock()
+        connection.execute(update(BATCH).where(BATCH.c.id == batch_id).values(updated_at=now))
         query = select(*moves.LOCKED).where(JOB.c.batch_id == batch_id, JOB.c.state.in_(STOPPABLE))
         rows = connection.execute(query.order_by(JOB.c.id).limit(CHUNK).with_for_update()).all()
         chosen = {row.id for row in rows}
         # A child whose parent is in the same chunk follows it by itself.
         first = [row for row in rows if row.state != State.WAITING or row.parent_job_id not in chosen]
-        moves.apply(connection, [Move(row, State.CANCELLED, reason) for row in first], self.clock())
+        moves.apply(connection, [Move(row, State.CANCELLED, reason) for row in first], now)
         return len(rows)
 
     @transaction
@@ -98,15 +102,16 @@ class Control:
         wanted = [State(state) for state in states if _retryable(state)]
         if batch_id is None:
             return sum(self._retry_some(some, wanted, by) for some in moves.chunks(job_ids, CHUNK))
-        total = 0
+        total, last = 0, 0
         mine = select(JOB.c.id).where(JOB.c.batch_id == batch_id, JOB.c.state.in_(wanted))
-        query = mine.order_by(JOB.c.id).limit(CHUNK)
         while True:
+            # Each is asked for once: what fails again meanwhile is not tried for ever.
             with reading(self.engine) as connection:
-                some = list(connection.execute(query).scalars())
+                some = list(connection.execute(mine.where(JOB.c.id > last).order_by(JOB.c.id).limit(CHUNK)).scalars())
             if not some:
                 return total
             total += self._retry_some(some, wanted, by)
+            last = some[-1]
 
     @transaction
     def _retry_some(self, connection: Connection, job_ids: list[int], states: Collection[State], by: str) -> int:

@@ -56,7 +56,8 @@ class Dispatcher:
         """Until `stop()`: what runs then is finished first."""
         deeds = {
             "heart": (TIDY_S, [self._beat]),
-            "keeper": (TIDY_S, [self._tidy, self._seal]),
+            "keeper": (TIDY_S, [self._expire, self._seal]),
+            "cleaner": (TIDY_S, [self._tidy]),
             "prober": (PROBE_S, [self._probe, self._sign_head]),
         }
         threads = [
@@ -173,8 +174,11 @@ class Dispatcher:
             if not self.queue.heartbeat(self.owner, pairs, seconds):
                 flight.lost.set()
 
-    def _tidy(self) -> None:
+    def _expire(self) -> None:
         self.queue.expire()
+
+    def _tidy(self) -> None:
+        """What may take long; nobody waits for it, neither an expired lease nor a reader of events."""
         self.queue.finish_cancelled()
         self.queue.collect_abandoned()
         self.queue.forget_silent()

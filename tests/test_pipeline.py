@@ -25,7 +25,7 @@ from farm.job_queue import JobQueue, NewJob
 from farm.pipeline import Group, Ports
 from farm.ports import Frame, Lease, Outcome, Rendered, RenderRequest, Stage, Verdict
 from farm.store import open_store
-from farm.tables import ARTIFACT, COMPONENT, JOB, JOB_FAULT, VERDICT
+from farm.tables import ARTIFACT, COMPONENT, EVENT, JOB, JOB_FAULT, VERDICT
 from tests.fakes import FlatRenderer, StampSigner, StampVerifier, WordGate, away
 
 NUMBERS = itertools.count(1)
@@ -293,6 +293,39 @@ def test_the_keeper_forgets_processes_that_died_yesterday(ports: FakePorts, monk
         connection.execute(update(COMPONENT).values(beat_at=time.time() - 25 * 3600))
     dispatcher = Dispatcher(ports)
     dispatch_until(dispatcher, lambda: [row["name"] for row in rows(ports, COMPONENT)] == [dispatcher.owner])
+
+
+def test_a_large_cancellation_stops_neither_expiry_nor_sealing_nor_the_beat(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.dispatcher.TIDY_S", 0.05)
+    started, over, expired = threading.Event(), threading.Event(), threading.Event()
+
+    def endless() -> int:
+        started.set()
+        over.wait(30)
+        return 0
+
+    def expire() -> int:
+        if started.is_set():
+            expired.set()
+        return 0
+
+    monkeypatch.setattr(ports.queue, "finish_cancelled", endless)
+    monkeypatch.setattr(ports.queue, "expire", expire)
+    dispatcher = Dispatcher(ports)
+
+    def goes_on() -> bool:
+        if not started.is_set():
+            return False
+        if not rows(ports, EVENT):  # only now is there something to seal
+            submit(ports, NewJob(line=1, spec=spec()))
+        beats = [row["name"] for row in rows(ports, COMPONENT)]
+        sealed = any(row["seq"] is not None for row in rows(ports, EVENT))
+        return expired.is_set() and sealed and beats == [dispatcher.owner]
+
+    dispatch_until(dispatcher, goes_on)
+    over.set()
 
 
 def test_one_projects_cancelled_job_holds_nobody_else_up(ports: FakePorts) -> None:

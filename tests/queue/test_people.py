@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy import Connection
 
-from farm import audit, moves
+from farm import audit, control, moves
+from farm.control import UNTOUCHED_S
 from farm.db import reading, transact
 from farm.errors import BadInput, Conflict, Fault, NotFound
 from farm.job import CANCELS_CHILD, Cause, State
@@ -45,9 +48,35 @@ def test_cancelling_goes_on_where_a_process_died(desk: Desk) -> None:
     batch = desk.submit(NewJob(line=1, spec=SPEC, name="a"), NewJob(line=2, spec=SPEC, parent_name="a"), count=600)
     desk.queue._stop_batch(batch, "ann", "enough")
     assert desk.claim() == []
-    assert desk.queue.finish_cancelled() == 602
+    assert desk.queue.finish_cancelled() == 0, "it may live yet"
+    desk.clock.now += UNTOUCHED_S + 1
+    desk.queue._cancel_some(batch, "enough")
+    assert desk.queue.finish_cancelled() == 0, "it lives"
+    desk.clock.now += UNTOUCHED_S + 1
+    assert desk.queue.finish_cancelled() == 102
+    desk.clock.now += UNTOUCHED_S + 1
     assert desk.queue.finish_cancelled() == 0
     assert desk.states(batch) == {"cancelled": 602}
+
+
+def test_a_batch_that_fails_again_while_it_is_retried_is_retried_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = desk.submit(count=3)
+    desk.sql("UPDATE job SET state = 'failed'")
+    once, asked = desk.queue._retry_some, []
+
+    def and_fail(ids: list[int], *rest: Any) -> int:
+        asked.append(ids)
+        assert len(asked) < 5
+        done = once(ids, *rest)
+        desk.sql("UPDATE job SET state = 'failed'")
+        return done
+
+    monkeypatch.setattr(desk.queue, "_retry_some", and_fail)
+    monkeypatch.setattr(control, "CHUNK", 2)
+    assert desk.queue.retry(batch_id=batch, by="ann") == 3
+    assert [len(ids) for ids in asked] == [2, 1]
 
 
 def test_a_job_is_cancelled_once_and_only_before_it_ends(desk: Desk) -> None:
