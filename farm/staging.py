@@ -81,7 +81,9 @@ class Staging:
 
     @transaction
     def _stage_bad(self, connection: Connection, batch_id: int, lines: Sequence[BadLineLike]) -> None:
-        project_id = _still_staging(connection, batch_id, self.clock(), bad_lines=len(lines))
+        counted = _last_bad_line(connection, batch_id)
+        fresh = {bad.line for bad in lines} - {counted}
+        project_id = _still_staging(connection, batch_id, self.clock(), bad_lines=len(fresh))
         common = {"batch_id": batch_id, "project_id": project_id}
         rows = [common | {"line": bad.line, "field": bad.field, "reason": bad.reason} for bad in lines]
         insert_many(connection, BAD_LINE, rows)
@@ -155,11 +157,12 @@ class Staging:
     @transaction
     def _mark_discarded(self, connection: Connection, batch_id: int) -> None:
         staged = update(BATCH).where(BATCH.c.id == batch_id, BATCH.c.state.in_(["staging", "discarded"]))
-        if not connection.execute(staged.values(state="discarded")).rowcount:
+        if not connection.execute(staged.values(state="discarded", updated_at=self.clock())).rowcount:
             raise Conflict(f"batch {batch_id} is accepted or unknown", fix="cancel it instead")
 
     @transaction
     def _delete_some(self, connection: Connection, batch_id: int) -> int:
+        connection.execute(update(BATCH).where(BATCH.c.id == batch_id).values(updated_at=self.clock()))
         deleted = 0
         for table in (JOB, BAD_LINE):
             some = select(table.c.id).where(table.c.batch_id == batch_id).limit(CHUNK)
@@ -172,7 +175,7 @@ class Staging:
         connection.execute(delete(BATCH).where(BATCH.c.id == batch_id, BATCH.c.state == "discarded"))
 
     def collect_abandoned(self, older_than_s: float = 3600.0) -> int:
-        """Throw away what a process that died was staging; `older_than_s` counts from its last chunk."""
+        """Throw away what a process that died was staging or throwing away, `older_than_s` after its last chunk."""
         unfinished = select(BATCH.c.id).where(
             BATCH.c.state.in_(["staging", "discarded"]), BATCH.c.updated_at < self.clock() - older_than_s
         )
@@ -182,6 +185,12 @@ class Staging:
             with contextlib.suppress(Conflict):  # another dispatcher was quicker
                 self.discard(batch_id)
         return len(abandoned)
+
+
+def _last_bad_line(connection: Connection, batch_id: int) -> int | None:
+    """The chunk before may have ended in the middle of what is wrong with one line."""
+    line = select(BAD_LINE.c.line).where(BAD_LINE.c.batch_id == batch_id).order_by(BAD_LINE.c.id.desc()).limit(1)
+    return connection.execute(line).scalar()
 
 
 def _still_staging(connection: Connection, batch_id: int, now: float, *, jobs: int = 0, bad_lines: int = 0) -> str:
@@ -203,7 +212,9 @@ def _lanes(
         common | {"model": model, "shape_key": key, "priority": priority} for (key, priority), model in wanted.items()
     ]
     connection.execute(upsert(connection, LANE).on_conflict_do_nothing(), rows)
-    found = connection.execute(select(LANE.c.shape_key, LANE.c.priority, LANE.c.id).where(LANE.c.batch_id == batch_id))
+    keys, priorities = ({lane[part] for lane in wanted} for part in (0, 1))
+    mine = select(LANE.c.shape_key, LANE.c.priority, LANE.c.id).where(LANE.c.batch_id == batch_id)
+    found = connection.execute(mine.where(LANE.c.shape_key.in_(keys), LANE.c.priority.in_(priorities)))
     return {(key, priority): id_ for key, priority, id_ in found}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 from sqlalchemy import Engine
 
+from farm import staging
 from farm.access import Access
 from farm.errors import BadInput, Conflict, NotFound
 from farm.job_queue import JobQueue, NewJob
@@ -50,6 +51,18 @@ def test_nothing_of_a_staged_batch_is_seen(desk: Desk) -> None:
     assert found is not None
     assert (found["lines"], found["jobs"], found["bad_lines"], found["counts"]) == (6, 5, 1, {"queued": 5})
     assert seen.bad_lines("ours", batch)[0]["reason"] == "is empty"
+
+
+def test_a_line_with_several_problems_is_one_bad_line(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "CHUNK", 2)
+    batch = desk.queue.open_batch("ours", "a batch", "ann")
+    desk.queue.stage_bad(batch, [Bad(1, field, "is wrong") for field in ("prompt", "seed", "steps")])
+    desk.queue.stage_bad(batch, [Bad(2, "prompt", "is empty")])
+    desk.queue.accept(batch, None)
+    found = desk.insights.batch("ours", batch)
+    assert found is not None
+    assert (found["lines"], found["bad_lines"]) == (2, 2)
+    assert len(desk.insights.bad_lines("ours", batch)) == 4
 
 
 def test_accepting_twice_is_accepting_once(desk: Desk) -> None:
