@@ -15,7 +15,7 @@ from starlette.templating import Jinja2Templates
 from dashboard import contexts
 from dashboard.auth import COOKIE, local_path, person, same_site
 from farm.access import Access, Deed, KeyView, may, may_see, require
-from farm.errors import BadInput, FarmError, NotFound, nearest
+from farm.errors import RETRY_AFTER_S, BadInput, FarmError, NotFound, Unavailable, nearest
 from farm.insights import Insights
 from farm.job import State
 from farm.job_queue import JobQueue
@@ -64,7 +64,10 @@ def render(request: Request, template: str, status: int = 200, **context: Any) -
 
 
 def problem_page(request: Request, error: FarmError) -> Response:
-    return render(request, "error.html", error.status, problem=error.problem())
+    answer = render(request, "error.html", error.status, problem=error.problem())
+    if error.status == Unavailable.status:
+        answer.headers["retry-after"] = str(RETRY_AFTER_S)
+    return answer
 
 
 @router.get("/signin", name="signin_page")

@@ -8,7 +8,8 @@ FarmError                an error a person reads: what is wrong (detail), where 
 ├── NotFound        404
 ├── Conflict        409  right request, wrong moment
 ├── Unavailable     503  something the farm needs is not there; try again
-└── Fault           500  an attempt did not end; carries the cause that decides who pays (farm.job.CAUSES)
+└── Fault           500  an attempt did not end; carries the cause that decides who pays (farm.job.CAUSES);
+                         503  where that is the environment: an outage, whatever met it
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from farm.job import Cause
+from farm.job import CAUSES, Cause, Payer
+
+RETRY_AFTER_S = 5  # what a client is told that meets an outage
 
 
 class FarmError(Exception):
@@ -77,6 +80,8 @@ class Fault(FarmError):
     def __init__(self, cause: Cause, detail: str, *, gang: str | None = None) -> None:
         super().__init__(detail)
         self.cause, self.gang = cause, gang
+        if CAUSES[cause] is Payer.ENVIRONMENT:
+            self.status = Unavailable.status
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _fault, (self.cause, self.detail, self.gang)

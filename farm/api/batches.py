@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from farm import intake
-from farm.api.bodies import spool
+from farm.api.bodies import room_for, spool
 from farm.api.callers import Caller, Farm, Runner, TheFarm
 from farm.api.jobs import After, Limit, StateFilter, page
 from farm.errors import NotFound
@@ -19,7 +18,6 @@ from farm.tables import MAX_ID
 
 router = APIRouter(prefix="/batches", tags=["batches"])
 MAX_BYTES = 2 << 30
-IN_MEMORY = 1 << 20  # a larger body goes to the disk while it comes
 BatchId = Annotated[int, Path(ge=1, le=MAX_ID)]
 Before = Annotated[int | None, Query(ge=1, le=MAX_ID)]
 Name = Annotated[str, Query(max_length=200)]
@@ -42,8 +40,7 @@ async def create_batch(
     One bad line refuses all, unless `skip_bad`. What the project has already is not made once more, unless `again`.
     """
     submission = Submission(name, f"{who.name} ({who.id})", priority, skip_bad, again)
-    with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as file:
-        body = cast(BinaryIO, file)
+    with room_for("the batch") as body:
         await spool(request, body, MAX_BYTES, "the batch")
         return await run_in_threadpool(_take, farm, who.project_id, body, submission)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import BinaryIO
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, cast
 
 import anyio
 from anyio.to_thread import run_sync
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from farm.errors import BadInput, TooLarge
+from farm.errors import BadInput, TooLarge, Unavailable
 
+IN_MEMORY = 1 << 20  # a larger body goes to the disk while it comes
 IDLE_S = 30.0  # a sender that says nothing for so long is let go
 
 
@@ -41,3 +44,13 @@ async def spool(request: Request, file: BinaryIO, limit: int, what: str) -> None
     """To the disk, in a thread, so that a slow disk does not hold up others."""
     async for chunk in chunks(request, limit, what):
         await run_sync(file.write, chunk)
+
+
+@contextmanager
+def room_for(what: str) -> Iterator[BinaryIO]:
+    """A file of its own, which goes with the block. A full disk may show itself as late as when it is closed."""
+    try:
+        with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as file:
+            yield cast(BinaryIO, file)
+    except OSError as error:
+        raise Unavailable(f"no room for {what} on this machine: {error.strerror}", fix="send it again later") from error

@@ -12,11 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from farm.errors import BadInput, FarmError, Fault
-from farm.job import CAUSES, Payer
+from farm.errors import RETRY_AFTER_S, BadInput, FarmError, Fault
 
 MEDIA_TYPE = "application/problem+json"
-RETRY_AFTER_S = 5
 FIXES = {
     404: "see /openapi.json for the routes",
     405: "see /openapi.json for what this route takes",
@@ -45,12 +43,10 @@ class NoNul:
 
 
 def response(error: FarmError) -> JSONResponse:
-    """An outage of something around us is a 503 whatever met it; the client is told to come again."""
+    """Whoever meets an outage is told to come again."""
     document = error.problem()
     if isinstance(error, Fault):
         document["cause"] = str(error.cause)
-        if CAUSES[error.cause] is Payer.ENVIRONMENT:
-            document["status"] = 503
     headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_AFTER_S)}}
     status = int(document["status"])
     return JSONResponse(document, status, headers=headers.get(status), media_type=MEDIA_TYPE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,6 +174,13 @@ def test_a_machine_too_busy_to_look_at_a_picture_asks_to_come_again(
     monkeypatch.setattr("subprocess.run", no_room)
     answer = world.post("/api/uploads", content=picture())
     assert problem(answer, 503)["cause"] == "overloaded"
+    assert answer.headers["retry-after"]
+
+
+def test_a_full_disk_asks_to_come_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile", lambda **_: Path("/dev/full").open("r+b"))  # noqa: SIM115
+    answer = world.submit({})
+    assert "no room for the batch" in problem(answer, 503)["detail"]
     assert answer.headers["retry-after"]
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from dashboard.auth import COOKIE, local_path
 from dashboard.contexts import parts
-from farm.job import State
+from farm.errors import Fault
+from farm.job import Cause, State
 from farm.ports import Outcome
 from tests.api.conftest import World
 
@@ -124,6 +125,18 @@ def test_errors_are_pages_for_browsers_and_documents_for_programs(pages: World) 
     assert "text/html" in pages.client.get("/nowhere").headers["content-type"]
     answer = pages.client.get("/nowhere", headers={"accept": "application/json"})
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_an_outage_asks_browsers_too_to_come_again(pages: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    visit(pages, "ours/submitter")
+
+    def away(*_: object, **__: object) -> None:
+        raise Fault(Cause.STORE_DOWN, "the store is away")
+
+    monkeypatch.setattr("farm.insights.Insights.batch", away)
+    answer = pages.client.get("/batches/1")
+    assert (answer.status_code, "the store is away" in answer.text) == (503, True)
+    assert answer.headers["retry-after"]
 
 
 @given(st.dictionaries(st.sampled_from([str(state) for state in State]), st.integers(0, 10**7)))
