@@ -141,7 +141,7 @@ def _audit_head(seq: int, sha256: str) -> bytes:
 
 def _make_authority(home: Path, make: Callable[[], PrivateKey]) -> None:
     """Filled aside and renamed, so that two processes starting at once end with one authority."""
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(0o700, parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix="keys.", dir=home))
     root_key = make()
     root = certificate("root", root_key, None, root_key)

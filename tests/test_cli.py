@@ -95,6 +95,7 @@ def test_the_first_key_is_made_once_and_is_ours_alone(tmp_path: Path) -> None:
     path = starting.prepare(settings)
     key = path.read_text()
     assert path.stat().st_mode & 0o777 == 0o600
+    assert settings.home.stat().st_mode & 0o777 == 0o700
     assert starting.prepare(settings).read_text() == key
     path.write_text("farm_old\n")
     assert starting.prepare(settings).read_text() != "farm_old\n"

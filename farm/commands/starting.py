@@ -38,7 +38,7 @@ def prepare(settings: Settings) -> Path:
         raise Conflict(
             f"{settings.host}:{settings.port} is taken", fix="is a farm running already? else choose another FARM_PORT"
         )
-    settings.home.mkdir(parents=True, exist_ok=True)
+    settings.home.mkdir(0o700, parents=True, exist_ok=True)  # prompts and pictures are nobody else's
     engine = connect(settings.database_url)
     migrate(engine)
     path = _first_key(settings, Access(engine))
@@ -140,7 +140,8 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
     from farm.supervisor import dies_with
 
     path = _log(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    settings.home.mkdir(0o700, parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     say(f"farm: starting one at {settings.api_url}; its log is {path}")
     with path.open("ab") as file:
         environment = os.environ | {"FARM_PORT": str(settings.port)}
