@@ -45,4 +45,4 @@ format: .venv/ready
 	@touch $@
 
 clean:
-	rm -rf .venv .farm demo-out
+	rm -rf .venv demo-out
