@@ -12,7 +12,9 @@ from farm.commands.output import as_json, columns_of, facts, moment, say, table
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 BatchId = Annotated[int, typer.Argument(metavar="BATCH")]
 Reason = Annotated[str, typer.Option("--reason", help="Kept with the batch.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=500, help="At most so many, the newest.")]
+Limit = Annotated[
+    int, typer.Option("--limit", min=1, max=500, help="At most so many: new batches, or old jobs, first.")
+]
 
 
 def submit(
