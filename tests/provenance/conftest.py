@@ -123,7 +123,7 @@ def open_farm(home: Path, client: SignerClient) -> Farm:
     farm = Farm(settings, engine, open_store(settings.store_url), client)
     farm.add(Project(id="p", created_at=NOW))
     farm.add(Batch(name="b", state="open", updated_at=NOW, **OURS))
-    lane: Values = {"model": "tiny", "shape_key": "tiny/48x32/4/3.5/text", "priority": 0, "open": True}
+    lane: Values = {"model": "tiny", "shape_key": "tiny/48x32/4/text", "priority": 0, "open": True}
     farm.add(Lane(batch_id=1, **OURS, **lane))
     return farm
 

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from farm.access import Access
 from farm.errors import Conflict, Fault
@@ -81,6 +82,21 @@ def test_a_lane_that_waited_long_is_shown_before_many_fresh_ones(desk: Desk) -> 
     desk.clock.now += 2 * AGEING_S
     desk.submit(*(NewJob(line=n, spec=replace(SPEC, steps=n), priority=1) for n in range(1, 2 * LANES_SHOWN)))
     assert old in {lane.batch_id for lane in desk.queue.lanes()}
+
+
+def test_a_job_that_waits_for_a_licence_is_written_once(desk: Desk) -> None:
+    desk.submit(count=2)
+    queue = JobQueue(desk.engine, desk.clock, {"tiny": "a licence"})
+    (lane,) = queue.lanes()
+    written: list[int] = []
+
+    def note(connection: object, cursor: Any, statement: str, *rest: object) -> None:
+        if statement.startswith("UPDATE job"):
+            written.append(cursor.rowcount)
+
+    event.listen(desk.engine, "after_cursor_execute", note)
+    assert queue.claim(lane.id, "worker-1", 10, 30.0) == queue.claim(lane.id, "worker-1", 10, 30.0) == []
+    assert written == [2, 0]
 
 
 def test_an_empty_lane_closes_and_a_job_put_back_opens_it(desk: Desk) -> None:
