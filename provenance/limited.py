@@ -9,6 +9,7 @@ after a number of files, so that whatever the library might leak stays small.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import math
@@ -42,13 +43,21 @@ class LimitedVerifier:
         self._served = 0
 
     def verify(self, data: bytes, mime: str | None = None) -> Report:
+        return self._serve(data, mime)[0]
+
+    def as_parent(self, data: bytes, mime: str, title: str) -> tuple[Report, bytes]:
+        """The report, and the file as a finished ingredient, so that who signs it need not open it."""
+        return self._serve(data, mime, title)
+
+    def _serve(self, data: bytes, mime: str | None, title: str | None = None) -> tuple[Report, bytes]:
         with self._lock:
             try:
-                return _from_json(self._ask(data, mime))
+                answer = self._ask(data, mime, title)
+                return _from_json(answer["report"]), base64.b64decode(answer["ingredient"])
             except (OSError, ValueError) as error:
                 code = self._why(error)
                 self._stop()
-                return report.failed(report.UNREADABLE, code, mime)
+                return report.failed(report.UNREADABLE, code, mime), b""
 
     def close(self) -> None:
         with self._lock:
@@ -70,12 +79,12 @@ class LimitedVerifier:
             process.wait(1.0)
         return OVERLOADED if process.returncode in child.ENDED_BY_OTHERS else LIMITS
 
-    def _ask(self, data: bytes, mime: str | None) -> Any:
+    def _ask(self, data: bytes, mime: str | None, title: str | None) -> Any:
         if self._served >= FILES_PER_CHILD or (self._child and self._child[0].poll() is not None):
             self._stop()
         wire = self._wire()
         self._served += 1
-        wire.sendall(json.dumps({"length": len(data), "mime": mime}).encode() + b"\n")
+        wire.sendall(json.dumps({"length": len(data), "mime": mime, "title": title}).encode() + b"\n")
         wire.sendall(data)
         answer = b""
         while not answer.endswith(b"\n"):
@@ -124,6 +133,7 @@ def _allow(seconds: float) -> None:
 def main() -> None:
     """The child, which has its end of the wire as standard input."""
     child.limit(memory_mb=int(sys.argv[1]), seconds=LIFE_S)
+    from provenance.signing import ingredient
     from provenance.verify import verify_bytes
 
     with socket.socket(fileno=0) as wire, wire.makefile("rb") as requests:
@@ -131,8 +141,11 @@ def main() -> None:
         for head in requests:
             request = json.loads(head)
             _allow(float(sys.argv[2]))
-            found = verify_bytes(requests.read(request["length"]), request["mime"], trust)
-            wire.sendall(json.dumps(asdict(found)).encode() + b"\n")
+            data, mime, title = requests.read(request["length"]), request["mime"], request["title"]
+            found = verify_bytes(data, mime, trust)
+            wanted = title is not None and found.verdict in report.FIT_PARENT
+            made = base64.b64encode(ingredient(data, mime, title, trust)).decode() if wanted else ""
+            wire.sendall(json.dumps({"report": asdict(found), "ingredient": made}).encode() + b"\n")
 
 
 if __name__ == "__main__":

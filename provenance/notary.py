@@ -19,7 +19,7 @@ from provenance.signing import Parent, Signing
 from provenance.verify import verify_bytes
 
 # What the parent of an edit may be found to be. The farm's own must be whole; a stranger's may be unknown, or bare.
-FIT = {True: {report.TRUSTED}, False: {report.TRUSTED, report.VALID, report.NONE}}
+FIT = {True: {report.TRUSTED}, False: report.FIT_PARENT}
 
 
 class Notary:
@@ -71,16 +71,16 @@ class Notary:
     def _fetch(self, file: ParentFile) -> tuple[Parent, Report]:
         """The parent's signed bytes, never decoded pixels; refused if they would make their child suspect."""
         data = self.store.get(file.key)
-        found = self._examine(data, file)
+        found, ingredient = self._examine(data, file)
         if found.verdict not in FIT[file.ours]:
             detail = f"{file.title!r} is {found.verdict}: {found.sentence}"
             raise Refused(detail) if file.ours else Fault(Cause.BAD_INPUT, detail)
-        return Parent(data, file.mime, file.title), found
+        return Parent(data, file.mime, file.title, ingredient), found
 
-    def _examine(self, data: bytes, file: ParentFile) -> Report:
+    def _examine(self, data: bytes, file: ParentFile) -> tuple[Report, bytes]:
         if file.ours:
-            return verify_bytes(data, file.mime, self.signing.keys.root)
-        found = self._strangers.verify(data, file.mime)
+            return verify_bytes(data, file.mime, self.signing.keys.root), b""
+        found, ingredient = self._strangers.as_parent(data, file.mime, file.title)
         if OVERLOADED in found.codes:
             raise Fault(Cause.OVERLOADED, f"{file.title!r} could not be verified: {found.sentence}")
-        return found
+        return found, ingredient

@@ -22,6 +22,7 @@ from provenance.codes import meaning
 TRUSTED, VALID, INVALID = "Trusted", "Valid", "Invalid"
 SUSPECT, NONE, UNREADABLE = "SuspectAncestor", "NoManifest", "Unreadable"
 WORDS = (TRUSTED, VALID, INVALID, SUSPECT, NONE, UNREADABLE)
+FIT_PARENT = frozenset({TRUSTED, VALID, NONE})  # of a stranger's picture: its maker may be unknown, or say nothing
 MAX_ANCESTORS = 1000
 UNTRUSTED = "signingCredential.untrusted"
 # Found in an ancestor, these say that its signer, clock or manifest is not known here; not that it was changed.

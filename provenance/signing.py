@@ -24,6 +24,19 @@ class Parent:
     data: bytes
     mime: str
     title: str
+    ingredient: bytes = b""  # of a stranger's file, finished in a limited child: the signer does not open the file
+
+
+def ingredient(data: bytes, mime: str, title: str, trust: str) -> bytes:
+    archive = io.BytesIO()
+    with Builder({}, context=context(trust)) as builder:
+        builder.add_ingredient(_described(title), mime, io.BytesIO(data))
+        builder.write_ingredient_archive(PARENT, archive)
+    return archive.getvalue()
+
+
+def _described(title: str) -> dict[str, str]:
+    return {"title": title, "relationship": "parentOf", "label": PARENT}
 
 
 class Signing:
@@ -38,9 +51,10 @@ class Signing:
         out = io.BytesIO()
         try:
             with Builder(manifest, context=self._context) as builder:
-                if parent is not None:
-                    ingredient = {"title": parent.title, "relationship": "parentOf", "label": PARENT}
-                    builder.add_ingredient(ingredient, parent.mime, io.BytesIO(parent.data))
+                if parent is not None and parent.ingredient:
+                    builder.add_ingredient_from_archive(io.BytesIO(parent.ingredient))
+                elif parent is not None:
+                    builder.add_ingredient(_described(parent.title), parent.mime, io.BytesIO(parent.data))
                 store = builder.sign(self._signer, mime, io.BytesIO(data), out)
         except C2paError as error:
             raise Fault(Cause.UNVERIFIED, f"the file could not be signed: {error}") from error

@@ -279,6 +279,21 @@ def test_the_child_says_what_this_process_says(limited: LimitedVerifier, ours: K
         assert limited.verify(data, mime) == verify_bytes(data, mime, ours.root)
 
 
+def test_a_finished_ingredient_is_signed_without_the_file(
+    limited: LimitedVerifier, ours: Keys, signed: dict[str, bytes]
+) -> None:
+    for data, verdict in ((signed["jpeg"], "Trusted"), (encoded("jpeg"), "NoManifest")):
+        found, ingredient = limited.as_parent(data, "image/jpeg", "upload")
+        assert found.verdict == verdict
+        parent = Parent(b"never opened", "image/jpeg", "upload", ingredient)
+        made = Signing(ours).sign(MANIFEST, encoded("png"), "image/png", parent)
+        (ancestor,) = verify_bytes(made.data, "image/png", ours.root).ancestors
+        assert (ancestor.title, ancestor.relationship, ancestor.verdict) == ("upload", "parentOf", verdict)
+    damaged = bytearray(signed["jpeg"])
+    damaged[-30] ^= 1
+    assert limited.as_parent(bytes(damaged), "image/jpeg", "upload")[1] == b""
+
+
 def test_one_child_serves_many_and_is_replaced_when_it_dies(limited: LimitedVerifier, signed: dict[str, bytes]) -> None:
     assert limited.verify(signed["png"]).verdict == "Trusted"
     assert limited._child is not None
