@@ -30,6 +30,7 @@ DIFFUSERS: dict[str, Part] = {
     "text_encoder_2": "t5",
     "text_encoder": "clip",
 }
+OWN_NAMES = ("diffusion_pytorch_model", "model")  # how diffusers begins the names of its files
 TOKENIZERS: dict[Part, tuple[str, ...]] = {
     "t5": ("tokenizer_2", "tokenizers/t5"),
     "clip": ("tokenizer", "tokenizers/clip"),
@@ -40,6 +41,7 @@ RENAMED = {  # diffusers' words for our sizes
     "num_attention_heads": "num_heads",
     "num_single_layers": "depth_single_blocks",
     "guidance_embeds": "guidance_embed",
+    "latent_channels": "z_channels",
     "scaling_factor": "scale_factor",
     "norm_num_groups": "norm_groups",
     "layers_per_block": "num_res_blocks",
@@ -204,7 +206,8 @@ def hints_near(file: Path, part: Part) -> dict[str, Any]:
         section = document.get(CONFIG_KEYS[part])
         if isinstance(section, dict):
             return section
-        if folder == file.parent and file.parent.name in DIFFUSERS:
+        # Anyone's models lie side by side in a ComfyUI folder `vae`: only files of diffusers' own name go with it.
+        if folder == file.parent and folder.name in DIFFUSERS and file.name.startswith(OWN_NAMES):
             return diffusers_hints(document, part)
     return {}
 

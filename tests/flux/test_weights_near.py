@@ -1,13 +1,16 @@
 """What the names and documents near weights say of them, and whom they are believed."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from actors.flux.check import check
 from actors.flux.config import FLUX1_DEV
+from actors.flux.containers import find
 from actors.flux.shapes import expected
 from tests.flux import containers_kit as kit
+from tests.flux.samples import VAE_WEIGHTS
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,25 @@ def test_a_folder_of_that_name_makes_no_kontext(tmp_path: Path) -> None:
     folder = tmp_path / "kontext-work" / "diffusion_models"
     kit.write_sparse(folder / "flux1-dev.safetensors", expected(FLUX1_DEV), "BF16")
     assert check(folder.parent).model == "FLUX.1 dev"
+
+
+SDXL = {"_class_name": "AutoencoderKL", "scaling_factor": 0.13025, "latent_channels": 4, "norm_num_groups": 4}
+
+
+def test_a_stray_config_of_another_model_is_not_believed(tmp_path: Path) -> None:
+    file = kit.write(tmp_path / "vae" / "ae.safetensors", VAE_WEIGHTS)
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(SDXL))
+    assert find(file).one("vae").hints == {}
+    kit.write_config(tmp_path)
+    assert find(file).one("vae").hints == json.loads(json.dumps(vars(kit.VAE)))
+    assert check(file).loads
+
+
+def test_a_config_that_counts_other_channels_than_its_weights_is_a_problem(tmp_path: Path) -> None:
+    file = kit.write(tmp_path / "vae" / "diffusion_pytorch_model.safetensors", VAE_WEIGHTS)
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(SDXL))
+    report = check(file)
+    assert not report.loads
+    assert "decoder.conv_in.weight is [16, 16, 3, 3], not [16, 4, 3, 3]" in report.problems[0]
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(SDXL | {"latent_channels": 16}))
+    assert check(file).loads
