@@ -36,13 +36,21 @@ FOREIGN = (
     Sign(("joint_blocks.0",), "Stable Diffusion 3"),
     Sign(("double_blocks.0", "individual_token_refiner"), "HunyuanVideo"),
     Sign(("distilled_guidance_layer",), "Chroma"),
+    Sign(("txt_norm.",), "Qwen-Image"),
+    Sign(("cap_embedder.",), "Z-Image or Lumina"),
     Sign(("vision_model.encoder",), "a whole CLIP; the text encoder alone is needed"),
 )
 STARTS = (
     Start(
         "transformer",
         ("model.diffusion_model.", ""),
-        ("double_blocks.0.img_attn.qkv.weight", "img_in.weight", "x_embedder.weight"),
+        # An image input alone is no sign: Qwen-Image has an `img_in` and Z-Image an `x_embedder` too.
+        (
+            "double_blocks.0.img_attn.qkv.weight",
+            "single_blocks.0.linear1.weight",
+            "context_embedder.weight",
+            "single_transformer_blocks.0.attn.to_q.weight",
+        ),
     ),
     Start("vae", ("vae.", "first_stage_model.", ""), ("decoder.conv_in.weight", "encoder.conv_in.weight")),
     Start(

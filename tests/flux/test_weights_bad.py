@@ -33,6 +33,20 @@ def named(*names: str, dtype: torch.dtype = torch.float32) -> kit.Tensors:
     return {name: torch.zeros(2, 4).to(dtype) for name in names}
 
 
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        (named("img_in.weight", "transformer_blocks.0.attn.to_q.weight", "txt_norm.weight"), "Qwen-Image"),
+        (named("x_embedder.weight", "cap_embedder.0.weight", "layers.0.attention.qkv.weight"), "Z-Image or Lumina"),
+        (named("img_in.weight", "transformer_blocks.0.attn.to_q.weight"), "no model known here"),
+        (named("x_embedder.weight", "blocks.0.attn.q.weight"), "no model known here"),
+    ],
+)
+def test_an_image_input_alone_makes_no_flux(tmp_path: Path, tensors: kit.Tensors, says: str) -> None:
+    with pytest.raises(WeightsError, match=says):
+        load_flux(kit.write(tmp_path / "x.safetensors", tensors), None, CPU, F32)
+
+
 NVFP4 = FLUX_WEIGHTS | named("img_in.weight_scale_2", "img_in.pre_quant_scale")
 INT8 = FLUX_WEIGHTS | {
     "img_in.weight": torch.zeros(32, 64, dtype=torch.int8),
