@@ -22,8 +22,12 @@ class Start(NamedTuple):
     anchors: tuple[str, ...]
 
 
+LORA = (  # and its kin
+    *("lora_A", "lora_up", "lora_down", "lora_unet_", "lora.up", "lora.down", "_lora1.", "_lora2."),
+    *("lokr_w", "hada_w", "oft_unet_", ".oft_"),
+)
 NOT_RENDERED = (  # in order: the first that fits names the file
-    *(Sign((word,), "a LoRA") for word in ("lora_A", "lora_up", "lora_down", "lora_unet_", "lokr_w", "hada_w")),
+    *(Sign((word,), "a LoRA") for word in LORA),
     Sign(("double_stream_modulation_img",), "a FLUX.2 transformer"),
     Sign(("single_stream_modulation",), "a FLUX.2 transformer"),
     Sign(("bn.running_mean", "decoder.conv_in"), "a FLUX.2 autoencoder"),

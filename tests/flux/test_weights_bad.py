@@ -48,6 +48,10 @@ def test_an_image_input_alone_makes_no_flux(tmp_path: Path, tensors: kit.Tensors
 
 
 NVFP4 = FLUX_WEIGHTS | named("img_in.weight_scale_2", "img_in.pre_quant_scale")
+INT8_OLD = FLUX_WEIGHTS | {
+    "img_in.weight": torch.zeros(32, 64, dtype=torch.int8),
+    "img_in.scale_weight": torch.ones(1),
+}
 INT8 = FLUX_WEIGHTS | {
     "img_in.weight": torch.zeros(32, 64, dtype=torch.int8),
     "img_in.weight_scale": torch.ones(1),
@@ -64,12 +68,18 @@ BLOCKS = MXFP8 | {"img_in.weight_scale": torch.ones(4, 8)}
     [
         (named("double_blocks.0.img_attn.qkv.lora_A.weight"), {}, "a LoRA"),
         (named("lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"), {}, "a LoRA"),
+        (named("double_blocks.0.processor.proj_lora1.down.weight"), {}, "a LoRA"),
+        (named("double_blocks.0.processor.proj_lora2.up.weight"), {}, "a LoRA"),
+        (named("transformer.transformer_blocks.0.attn.to_q.lora.up.weight"), {}, "a LoRA"),
+        (named("transformer.transformer_blocks.0.attn.to_q.lora.down.weight"), {}, "a LoRA"),
+        (named("oft_unet_double_blocks_0_img_attn_proj.oft_blocks"), {}, "a LoRA"),
         (named("double_stream_modulation_img.lin.weight", "img_in.weight"), {}, "FLUX.2 transformer"),
         (named("bn.running_mean", "decoder.conv_in.weight"), {}, "FLUX.2 autoencoder"),
         (named("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.gate_proj.weight"), {}, "FLUX.2 text"),
         (FLUX_WEIGHTS | {"img_in.weight": torch.zeros(32, 384)}, {}, "FLUX.1 Fill"),
         (NVFP4, {}, "nvfp4"),
         (INT8, {}, "I8 weights"),
+        (INT8_OLD, {}, "I8 weights"),
         (MXFP8, {}, "mxfp8"),
         (BLOCKS, {}, "blocks"),
         (FLUX_WEIGHTS, {"_quantization_metadata": '{"layers": {"img_in": {"format": "nvfp4"}}}'}, "nvfp4"),
