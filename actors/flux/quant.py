@@ -58,11 +58,11 @@ def refuse_scale(path: Path, name: str, tensors: Mapping[str, TensorInfo]) -> No
     count, rows = (info.shape[0] if info.shape else 1 for info in (scale, weight))
     if scale.dtype in {"U8", "F8_E8M0"}:
         raise NotRendered(path, "mxfp8 weights")
-    if weight.dtype != FP8:
+    if weight.dtype not in PRECISIONS:  # a layer left in more bits is multiplied by its scale like the others
         raise NotRendered(path, f"{weight.dtype} weights with scales ({name})")
     by_row = count in {1, rows} and scale.shape[1:] in {(), (1,)}
     if scale.dtype not in {"F32", "BF16", "F16"} or not by_row:
-        raise NotRendered(path, f"fp8 weights scaled by {scale.dtype} blocks of {list(scale.shape)} ({name})")
+        raise NotRendered(path, f"weights scaled by {scale.dtype} blocks of {list(scale.shape)} ({name})")
 
 
 def declared_formats(path: Path, metadata: Mapping[str, str]) -> Iterator[str]:

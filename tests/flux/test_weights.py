@@ -95,6 +95,15 @@ def test_fp8_without_scales_is_the_rounded_weights(tmp_path: Path) -> None:
     assert same(load_flux(path, kit.FLUX, CPU, F32), {name: tensor.float() for name, tensor in rounded.items()})
 
 
+@pytest.mark.parametrize("dtype", [F32, torch.bfloat16, torch.float16])
+def test_a_layer_left_in_more_bits_is_multiplied_by_its_scale_too(tmp_path: Path, dtype: torch.dtype) -> None:
+    stored, meant, _ = kit.quantised(FLUX_WEIGHTS, "old")
+    stored["img_in.weight"] = FLUX_WEIGHTS["img_in.weight"].to(dtype)
+    stored["img_in.scale_weight"] = torch.tensor(0.5)
+    path = kit.write(tmp_path / "flux_fp8_scaled.safetensors", stored)
+    assert same(load_flux(path, kit.FLUX, CPU, F32), meant | {"img_in.weight": stored["img_in.weight"].float() * 0.5})
+
+
 def test_of_two_t5_the_more_precise_is_taken_unless_one_is_named(tmp_path: Path) -> None:
     comfyui(tmp_path)
     stored, meant, metadata = kit.quantised(T5_WEIGHTS, "new")
