@@ -5,11 +5,12 @@ B jobs, C channels, H rows, W columns, L image tokens.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]  # width, height
+PREVIEW = 32
 Encode = Callable[[list[str], int], tuple[Tensor, Tensor]]
 
 TALL: tuple[Size, ...] = (
@@ -188,24 +190,13 @@ class Renderer:
 
     @torch.no_grad()
     def draw(self, clean_BLC: Tensor, width: int, height: int) -> list[Pixels]:
-        latent_BCHW = latents.unpack(clean_BLC, height, width, self.vae.config.compression)
-        weight_3C, bias_3 = self.colours
-        rgb_B3HW = torch.einsum("bchw,rc->brhw", latent_BCHW.float(), weight_3C) + bias_3[:, None, None]
-        return list(latents.to_pixels(rgb_B3HW).numpy())
-
-    @cached_property
-    def colours(self) -> tuple[Tensor, Tensor]:
-        """The linear map from latent to colour that fits this autoencoder best, found once on coloured squares."""
-        side = self.vae.config.compression
-        squares = torch.rand(16, 3, 8, 8, generator=torch.Generator("cpu").manual_seed(0)) * 2 - 1
-        rgb = squares.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
-        latent = self.vae.encode(rgb.to(self.device, self.vae_dtype)).float().cpu()
-        rows = latent.transpose(0, 1).flatten(1).T
-        design = torch.cat((rows, torch.ones(len(rows), 1)), dim=1)
-        # Ridge keeps the map sane for latent channels that carry no colour.
-        gram = design.T @ design + 1e-3 * len(rows) * torch.eye(design.shape[1])
-        solution = torch.linalg.solve(gram, design.T @ squares.transpose(0, 1).flatten(1).T).to(self.device)
-        return solution[:-1].T, solution[-1]
+        """A pixel for each latent, decoded from at most `PREVIEW` latents a side: a fraction of the whole decode."""
+        latent_BCHW = latents.unpack(clean_BLC, height, width, self.vae.config.compression).to(self.vae_dtype)
+        rows, columns = latent_BCHW.shape[2:]
+        shrink = max(1.0, max(rows, columns) / PREVIEW)
+        few = F.interpolate(latent_BCHW, (round(rows / shrink), round(columns / shrink)), mode="area")
+        rgb_B3HW = torch.cat([self.vae.decode(latent) for latent in torch.split(few, 1)])
+        return list(latents.to_pixels(F.interpolate(rgb_B3HW.float(), (rows, columns), mode="area")).numpy())
 
 
 def finite(batch: Iterable[Tensor], what: str) -> None:

@@ -177,28 +177,6 @@ def test_steps_are_watched_and_watching_changes_nothing(renderer: Renderer) -> N
     assert all(np.array_equal(a, b) for a, b in zip(watched, renderer.render([job(), job(seed=6)]), strict=True))
 
 
-def test_a_preview_shows_the_colours_that_the_latent_stands_for() -> None:
-    """Through an autoencoder that is a plain average, the linear map finds every colour."""
-    renderer = make_renderer()
-    mix = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
-
-    class Mean(torch.nn.Module):
-        config = small.VAE
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.offset = torch.nn.Parameter(torch.tensor(0.5))
-
-        def encode(self, rgb: torch.Tensor) -> torch.Tensor:
-            return self.offset + torch.einsum("brhw,cr->bchw", torch.nn.functional.avg_pool2d(rgb, 8), mix)
-
-    renderer.vae = Mean()  # type: ignore[assignment]
-    reference = picture(6, 4).resize((48, 32), Image.Resampling.NEAREST)
-    clean = latents.pack(renderer.vae.encode(latents.to_tensor(reference)))
-    shown = renderer.draw(clean, 48, 32)[0].astype(int)
-    assert np.abs(shown - np.asarray(picture(6, 4)).astype(int)).max() <= 3
-
-
 def test_cancelled_between_steps_and_resumed_to_the_same_bytes(renderer: Renderer, tmp_path: Path) -> None:
     work = [job(steps=4), job(steps=4, seed=8)]
     taken: list[int] = []
