@@ -175,31 +175,22 @@ class Trade(Attend):
 
     def forward(self, qkv: Qkv, turn: Rotation) -> Tensor:
         own = torch.stack((rotate(qkv.q_BHLD, turn), rotate(qkv.k_BHLD, turn), qkv.v_BHLD))
-        q, k, v = self.to_heads(own)
+        q, k, v = self.traded(own, given=2, got=3)  # all heads of some tokens for some heads of more
         ring = self.seat.sequence.rank // self.seat.shape.ulysses
         out = torch.zeros_like(q)
         mine = self.kept[ring]
         out[:, :, mine] = self.around(q[:, :, mine], torch.stack((k, v)), ring)
-        return self.to_tokens(out).transpose(1, 2).flatten(2)
+        return self.traded(out, given=2, got=1).transpose(1, 2).flatten(2)
 
-    def to_heads(self, x_3BHLD: Tensor) -> Tensor:
-        """From all heads of some tokens to some heads of more tokens."""
-        group, ranks = self.seat.ulysses_group, self.seat.shape.ulysses
+    def traded(self, x: Tensor, given: int, got: int) -> Tensor:
+        """Each Ulysses rank gives the others their part along one dimension and gets theirs along another."""
+        group = self.seat.ulysses_group
         if group is None:
-            return x_3BHLD
-        sent = torch.stack(x_3BHLD.chunk(ranks, dim=2))
-        got = torch.empty_like(sent)
-        dist.all_to_all_single(got, sent, group=group)
-        return torch.cat(got.unbind(0), dim=3)
-
-    def to_tokens(self, x_BHLD: Tensor) -> Tensor:
-        group, ranks = self.seat.ulysses_group, self.seat.shape.ulysses
-        if group is None:
-            return x_BHLD
-        sent = torch.stack(x_BHLD.chunk(ranks, dim=2))
-        got = torch.empty_like(sent)
-        dist.all_to_all_single(got, sent, group=group)
-        return torch.cat(got.unbind(0), dim=1)
+            return x
+        sent = torch.stack(x.chunk(group.size(), dim=given))
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=group)
+        return torch.cat(received.unbind(0), dim=got)
 
     def around(self, q_BHLD: Tensor, kv: Tensor, ring: int) -> Tensor:
         """Keys and values of one member after the other, the next ones on their way while these are used."""
