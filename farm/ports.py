@@ -110,9 +110,33 @@ class Provenance:
     manifest_sha256: str | None = None
 
 
+class GangState(StrEnum):
+    STARTING = "starting"  # waits for room or for its weights
+    READY = "ready"
+    BUSY = "busy"
+    GONE = "gone"  # there is none; it is built when a job asks for it
+
+
+@dataclass(frozen=True, slots=True)
+class GangStatus:
+    """One place for a gang in a pool, and what it waits for there."""
+
+    pool: str
+    place: int  # of `max` that the pool has
+    model: str
+    gang: str  # "" while there is none
+    state: GangState
+    waits_for: str
+    since: float  # when that began, as time.time() gives it
+
+
 class Renderer(Protocol):
     def render(self, requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
         """All of one shape key; one answer for each, in order. Raises Fault if the group as a whole failed."""
+        ...
+
+    def status(self) -> list[GangStatus]:
+        """Every gang there is or may be; quick, and from memory alone."""
         ...
 
 
@@ -136,6 +160,12 @@ class Signer(Protocol):
 
 class Verifier(Protocol):
     def verify(self, data: bytes, mime: str) -> Provenance: ...
+
+
+class Examiner(Protocol):
+    def examine(self, data: bytes, mime: str) -> None:
+        """In a limited child: BadInput if no edit could be signed that starts from this stranger's picture."""
+        ...
 
 
 class Store(Protocol):

@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from farm import child
+from farm.errors import BadInput, Fault
+from farm.job import Cause
 from provenance import report
 from provenance.certificates import check_list
 from provenance.report import Ancestor, Report
@@ -48,6 +50,15 @@ class LimitedVerifier:
     def as_parent(self, data: bytes, mime: str, title: str) -> tuple[Report, bytes]:
         """The report, and the file as a finished ingredient, so that who signs it need not open it."""
         return self._serve(data, mime, title)
+
+    def examine(self, data: bytes, mime: str) -> None:
+        """The port's examiner: what is refused here is what the signer would refuse as the parent of an edit."""
+        found, _ = self.as_parent(data, mime, "upload")
+        if OVERLOADED in found.codes:
+            raise Fault(Cause.OVERLOADED, f"the picture was not verified: {found.sentence}")
+        if found.verdict not in report.FIT_PARENT:
+            fix = "send the file as it was signed, or a copy without content credentials"
+            raise BadInput(f"the picture is {found.verdict}. {found.sentence}", field="body", fix=fix)
 
     def _serve(self, data: bytes, mime: str | None, title: str | None = None) -> tuple[Report, bytes]:
         with self._lock:

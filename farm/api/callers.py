@@ -14,7 +14,7 @@ from farm.config import Settings
 from farm.errors import BadInput, Unauthorized, nearest
 from farm.insights import Insights
 from farm.job_queue import JobQueue
-from farm.ports import ModelCard, Store
+from farm.ports import Examiner, ModelCard, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Farm:
     store: Store
     catalogue: Mapping[str, ModelCard]
     default_model: str | None = None
+    examiner: Examiner | None = None  # of uploads; without one the signer alone refuses what it cannot sign
 
 
 def the_farm(request: Request) -> Farm:

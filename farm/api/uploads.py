@@ -32,6 +32,8 @@ async def create_upload(request: Request, farm: TheFarm, who: Runner, name: str 
 
 def _keep(farm: Farm, project: str, name: str, data: bytes) -> dict[str, Any]:
     picture = pictures.inspect(data, farm.settings.max_pixels_in)
+    if farm.examiner is not None:  # here, not only where the signer would refuse what was drawn from it
+        farm.examiner.examine(data, picture.mime)
     key = farm.store.put(data)
     id_ = farm.access.add_upload(project, name, key, picture.mime, picture.width, picture.height, len(data))
     return {"id": id_, "name": name, "bytes": len(data), "sha256": key} | asdict(picture)

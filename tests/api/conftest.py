@@ -28,6 +28,7 @@ from farm.job import State
 from farm.job_queue import Finished, JobQueue
 from farm.ports import Outcome, Stage, Verdict
 from farm.store import open_store
+from provenance.limited import LimitedVerifier
 from tests.cards import CATALOGUE
 
 
@@ -91,24 +92,30 @@ def picture(width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
+@pytest.fixture(scope="session")
+def examiner() -> Iterator[LimitedVerifier]:
+    with LimitedVerifier("") as examiner:
+        yield examiner
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path, examiner: LimitedVerifier) -> Iterator[World]:
     url = f"sqlite:///{tmp_path}/farm.db"
     engine = connect(url)
     migrate(engine)
     engine.dispose()
-    with world_on(url, tmp_path) as world:
+    with world_on(url, tmp_path, examiner) as world:
         yield world
 
 
 @contextmanager
-def world_on(url: str, home: Path) -> Iterator[World]:
+def world_on(url: str, home: Path, examiner: LimitedVerifier | None = None) -> Iterator[World]:
     """The same small world on any migrated database."""
     engine = connect(url)
     access = Access(engine)
     settings = Settings(home=home, max_upload_mb=1, max_pixels_in=10_000)
     store = open_store(f"file://{home}/store")
-    farm = Farm(settings, JobQueue(engine), access, Insights(engine), store, CATALOGUE, "tiny")
+    farm = Farm(settings, JobQueue(engine), access, Insights(engine), store, CATALOGUE, "tiny", examiner)
     with TestClient(create_app(farm)) as client:
         world = World(client, farm)
         for project in ("ours", "theirs"):

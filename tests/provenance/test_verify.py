@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from farm.errors import BadInput
+from farm.errors import BadInput, Fault
+from farm.job import Cause
 from provenance import certificates, keys, labels, manifest, report
 from provenance.container import MAGIC, manifest_store, sniff
 from provenance.keys import Keys
@@ -339,6 +340,9 @@ def test_only_what_the_file_needs_is_its_fault(
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with LimitedVerifier(ours.root) as verifier:
         assert verifier.verify(signed["png"]).codes == ("farm.overloaded",)
+        with pytest.raises(Fault) as caught:
+            verifier.examine(signed["png"], "image/png")
+        assert caught.value.cause is Cause.OVERLOADED
 
 
 def test_a_file_that_needs_too_much_memory_is_unreadable(ours: Keys, signed: dict[str, bytes]) -> None:
