@@ -12,15 +12,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from actors.messages import GangState, Hello, Order, Post
+from actors.messages import Hello, Order, Post
 from actors.rank import CONTROL, RENDER, Rank
 from farm.errors import Fault
 from farm.job import Cause
-from farm.ports import Rendered
+from farm.ports import GangState, Rendered
 
 log = logging.getLogger("farm.gang")
 PREFIX, HOLDER = "gang/", "holder/"
@@ -50,13 +50,15 @@ class Gang:
     def load(self, limit_s: float) -> None:
         import ray
 
-        ray.get([rank.load.options(concurrency_group=RENDER).remote() for rank in self.ranks], timeout=limit_s)
+        meeting = ray.get(self.ranks[0].meet.remote(), timeout=limit_s) if len(self.ranks) > 1 else ""
+        ray.get([rank.load.options(concurrency_group=RENDER).remote(meeting) for rank in self.ranks], timeout=limit_s)
 
     def render(self, order: Order, cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
         """Every rank runs the whole loop; the first answers. A rank that fails is heard at once."""
         import ray
 
-        calls = [rank.render.options(concurrency_group=RENDER).remote(order) for rank in self.ranks]
+        given = ray.put(order) if len(self.ranks) > 1 else order
+        calls = [rank.render.options(concurrency_group=RENDER).remote(given) for rank in self.ranks]
         waiting, told, end = list(calls), False, time.monotonic() + order.limit_s + GRACE_S
         while waiting:
             done, waiting = ray.wait(waiting, timeout=POLL_S)
@@ -85,18 +87,27 @@ class Gang:
         ray.kill(self.holder, no_restart=True)
 
 
-def build(post: Post, gpus: int, room_s: float, size: int = 1) -> Gang | None:
-    """A new gang, not loaded yet; None when the cluster has no room for it now."""
+def build(post: Post, gpus: float, room_s: float) -> Gang | None:
+    """A new gang, not loaded yet; None when the cluster has no room for it now.
+
+    Tensor ranks talk all the time: they are one bundle, which lies on one node. Bundles lie on as few as can be.
+    """
     import ray
 
-    gang_id = f"{post.card.name}.{int(time.time())}.{os.urandom(3).hex()}"
-    bundle = {"CPU": 1.0} | ({"GPU": float(gpus)} if gpus else {})
-    bundles = [dict(bundle) for _ in range(size)]
-    group = ray.util.placement_group(bundles, "STRICT_PACK", name=PREFIX + gang_id, lifetime="detached")
+    gang_id = f"{post.pool}.{int(time.time())}.{os.urandom(3).hex()}"
+    bundle = {"CPU": post.tensor * post.cpus} | ({"GPU": post.tensor * gpus} if gpus else {})
+    group = ray.util.placement_group(
+        [dict(bundle) for _ in range(post.sequence)],
+        "PACK",
+        name=PREFIX + gang_id,
+        lifetime="detached",
+        bundle_label_selector=[dict(post.labels) for _ in range(post.sequence)] if post.labels else None,
+    )
     try:
         if group.wait(room_s):
             holder = hold(gang_id)  # before its ranks can be found
-            return Gang(gang_id, [_rank(gang_id, post, gpus, group, index) for index in range(size)], group, holder)
+            ranks = [_rank(gang_id, post, gpus, group, number) for number in range(post.ranks)]
+            return Gang(gang_id, ranks, group, holder)
     except BaseException:
         ray.util.remove_placement_group(group)
         raise
@@ -104,15 +115,15 @@ def build(post: Post, gpus: int, room_s: float, size: int = 1) -> Gang | None:
     return None
 
 
-def _rank(gang_id: str, post: Post, gpus: int, group: Any, index: int) -> Any:
+def _rank(gang_id: str, post: Post, gpus: float, group: Any, number: int) -> Any:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     made = ray.remote(concurrency_groups={RENDER: 1, CONTROL: 2}, max_restarts=0, max_task_retries=0)(Rank)
-    place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-    name = f"{PREFIX}{gang_id}/{index}"
-    actor = made.options(name=name, lifetime="detached", num_cpus=1, num_gpus=gpus, scheduling_strategy=place)
-    return actor.remote(gang_id, post)
+    place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number // post.tensor)
+    name = f"{PREFIX}{gang_id}/{number:03d}"
+    actor = made.options(name=name, lifetime="detached", num_cpus=post.cpus, num_gpus=gpus, scheduling_strategy=place)
+    return actor.remote(gang_id, post, number)
 
 
 def hold(gang_id: str, patience_s: float = 0.0) -> Any | None:
@@ -132,15 +143,15 @@ def hold(gang_id: str, patience_s: float = 0.0) -> Any | None:
             time.sleep(POLL_S)
 
 
-def attach(post: Post, size: int = 1) -> Gang | None:
-    """The warm gang of this post that an earlier dispatcher has built and nobody uses."""
+def attach(post: Post, ours: Collection[str] = ()) -> Gang | None:
+    """A warm gang of this post that an earlier dispatcher has built and nobody uses; `ours` are in use by us."""
     import ray
 
     for gang_id in standing():
-        if model_of(gang_id) != post.card.name or (gang := _find(gang_id, FREED_S)) is None:
+        if gang_id in ours or pool_of(gang_id) != post.pool or (gang := _find(gang_id, FREED_S)) is None:
             continue
         try:
-            if len(gang.ranks) == size and gang.hello().key == post.key:
+            if len(gang.ranks) == post.ranks and gang.hello().key == post.key:
                 return gang
         except ray.exceptions.RayError as error:  # dead, hung, or of other code than ours
             log.warning("gang %s is not taken over: %s", gang_id, error)
@@ -182,7 +193,7 @@ def sweep(now: float) -> list[str]:
     return stale
 
 
-def model_of(gang_id: str) -> str:
+def pool_of(gang_id: str) -> str:
     return gang_id.rsplit(".", 2)[0]
 
 

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from enum import StrEnum
 
-from farm.ports import ModelCard, RenderRequest
-
-
-class GangState(StrEnum):
-    STARTING = "starting"  # waits for room or for its weights
-    READY = "ready"
-    BUSY = "busy"
-    GONE = "gone"
+from farm.ports import GangState, ModelCard, RenderRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +13,22 @@ class Post:
     """What a gang is built from. Two gangs of one key are interchangeable."""
 
     card: ModelCard
-    shard: str  # dotted factory: (card, models folder or None, device, offload) -> Shard
-    models: str
+    shard: str  # dotted factory: Post -> Shard, called in each rank once the ranks have met
+    pool: str
+    models: str  # folder, or ""
     device: str
+    precision: str
     offload: str
     load_s: float
+    tensor: int = 1
+    sequence: int = 1
+    cpus: float = 1.0
+    gpus: float | None = None  # of a rank; None: 1 where the cluster has any
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.sequence
 
     @property
     def key(self) -> str:
@@ -49,12 +52,3 @@ class Order:
     call: str
     requests: tuple[RenderRequest, ...]
     limit_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class GangStatus:
-    gang: str
-    model: str
-    state: GangState
-    waits_for: str
-    since: float  # seconds in this state

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from actors.cards import CARDS, KONTEXT, SCHNELL, TEXT_TOKENS, TINY
 from actors.flux.check import Report, check, fitting, memory_of, objection, report_part, title
@@ -17,6 +18,8 @@ from farm.ports import ModelCard
 if TYPE_CHECKING:
     import torch
 
+    from actors.flux.exchange import Seat
+    from actors.flux.model import Flux
     from actors.flux.offload import Setting
     from actors.flux.render import Renderer
 
@@ -142,31 +145,59 @@ def load_renderer(
     device: "torch.device | str",
     dtype: "torch.dtype",
     offload: "Setting" = "auto",
+    tensor: int = 1,
+    sequence: int = 1,
 ) -> "Renderer":
-    """A model with its weights in place, its blocks streamed from host memory where the device is too small."""
+    """A model with its weights in place, its blocks streamed from host memory where the device is too small; in a gang
+    of several ranks, this rank's share of it."""
+    files = locate(card, folder)
     try:
-        return assemble(card, locate(card, folder), device, dtype, offload)
+        return assemble(card, files, device, dtype, offload, seat_of(files, tensor, sequence))
     except WeightsError as error:
         raise Fault(Cause.WEIGHTS_MISSING, str(error)) from error
 
 
+def seat_of(files: ModelFiles, tensor: int, sequence: int) -> "Seat | None":
+    """This rank's, once the ranks have met; None where there is one."""
+    from actors.flux.exchange import GangShape, take_seat
+    from actors.flux.sharding import check as divides
+    from actors.flux.sharding import heads
+    from actors.flux.weights import open_checkpoint
+
+    if tensor * sequence == 1:
+        return None
+    sizes = open_checkpoint(files.transformer, "transformer").sizes
+    try:
+        divides(sizes, tensor)
+    except ValueError as error:
+        raise Fault(Cause.WEIGHTS_MISSING, f"{files.transformer.files[0].name} cannot be shared so: {error}") from error
+    return take_seat(GangShape.of(tensor, sequence, heads(sizes)))
+
+
 def assemble(
-    card: ModelCard, files: ModelFiles, device: "torch.device | str", dtype: "torch.dtype", offload: "Setting"
+    card: ModelCard,
+    files: ModelFiles,
+    device: "torch.device | str",
+    dtype: "torch.dtype",
+    offload: "Setting",
+    seat: "Seat | None" = None,
 ) -> "Renderer":
+    from actors.flux.exchange import Spread
     from actors.flux.offload import stream_blocks
     from actors.flux.render import KONTEXT_SIZES, Renderer
+    from actors.flux.together import GangRenderer
     from actors.flux.weights import load_flux, load_text, load_vae
 
-    streamed = blocks_stream(files, device, dtype, offload)
+    streamed = blocks_stream(files, device, dtype, offload, seat.tensor.degree if seat else 1)
     home = "cpu" if streamed else device
-    flux = load_flux(files.transformer, None, home, dtype)
+    flux = load_flux(files.transformer, None, home, dtype, seat)
     vae = load_vae(files.vae, None, device, dtype)
-    text = load_text(files.t5.files[0].parent, home, dtype, t5=files.t5, clip=files.clip)
+    text = load_text(files.t5.files[0].parent, home, dtype, files.t5, files.clip, seat)
     if streamed:
         stream_blocks(flux, (flux.double_blocks, flux.single_blocks), device)
         stream_blocks(text, (text.t5.encoder.block,), device)
-    return Renderer(
-        flux,
+    return (partial(GangRenderer, seat) if seat else Renderer)(
+        cast("Flux", Spread(flux, seat)) if seat and seat.sequence.degree > 1 else flux,  # it is called as one is
         vae,
         text,
         device,
@@ -177,7 +208,9 @@ def assemble(
     )
 
 
-def blocks_stream(files: ModelFiles, device: "torch.device | str", dtype: "torch.dtype", offload: "Setting") -> bool:
+def blocks_stream(
+    files: ModelFiles, device: "torch.device | str", dtype: "torch.dtype", offload: "Setting", ranks: int = 1
+) -> bool:
     """By setting, or because a CUDA device has too little memory free; elsewhere there is but one memory."""
     import torch
 
@@ -187,7 +220,7 @@ def blocks_stream(files: ModelFiles, device: "torch.device | str", dtype: "torch
     if place.type != "cuda":
         return offload == "always"
     free, _ = torch.cuda.mem_get_info(place)
-    return streams(offload, memory_of(files.sets) * dtype.itemsize // 2, free)
+    return streams(offload, memory_of(files.sets, ranks) * dtype.itemsize // 2, free)
 
 
 def models_table(folder: Path | None) -> list[dict[str, Any]]:

@@ -1,4 +1,8 @@
-"""The farm's renderer: one warm gang a model, built when it is first needed, rebuilt when it is lost."""
+"""The farm's renderer: the gangs of every pool, built when a job asks for one, rebuilt when they are lost.
+
+A pool has as many places as it may have gangs. A job goes to a place of its model whose gang is warm and free; where
+all are busy, another gang is built if a place is empty and the cluster has room.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,19 @@ from pathlib import Path
 
 from actors import cluster, faults, gang
 from actors.gang import Gang
-from actors.messages import GangState, GangStatus, Order, Post
-from farm.config import Settings
+from actors.messages import Order, Post
+from actors.plan import pools_of
+from farm.config import PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import Cause
-from farm.ports import ModelCard, Rendered, RenderRequest
+from farm.ports import GangState, GangStatus, ModelCard, Rendered, RenderRequest
 
 log = logging.getLogger("farm.pool")
 ROOM_S = 5.0
 LOAD_S = 1800.0
 POLL_S = 0.1
+TEND_S = 5.0
+FULL_S = 30.0  # the cluster was found full: no further gang is tried for so long
 
 
 def limit_s(requests: Sequence[RenderRequest]) -> float:
@@ -31,19 +38,22 @@ def limit_s(requests: Sequence[RenderRequest]) -> float:
 
 
 @dataclass(slots=True)
-class Lane:
-    """One model's gang, and the lock of whoever uses it."""
+class Place:
+    """Of one gang in a pool, and the lock of whoever uses it."""
 
+    number: int
     post: Post
+    spec: PoolSpec
     lock: threading.Lock = field(default_factory=threading.Lock)
     gang: Gang | None = None
     connection: str = ""  # the one the gang's handles belong to
     state: GangState = GangState.GONE
     waits_for: str = "a job"
-    since: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.time)
+    full: float = 0.0  # when it last found no room
 
     def now(self, state: GangState, waits_for: str = "") -> None:
-        self.state, self.waits_for, self.since = state, waits_for, time.monotonic()
+        self.state, self.waits_for, self.since = state, waits_for, time.time()
 
 
 class Pool:
@@ -57,109 +67,196 @@ class Pool:
         room_s: float = ROOM_S,
     ) -> None:
         self.settings, self.limit, self.room_s = settings, limit, room_s
-        models = str(Path(settings.models).absolute()) if settings.models else ""
-        posts = {
-            name: Post(card, shard, models, settings.device, settings.offload, LOAD_S) for name, card in cards.items()
-        }
-        self.lanes = {name: Lane(post) for name, post in posts.items()}
-        self.swept = False
+        self.places: dict[str, list[Place]] = {}  # by model
+        for pool in pools_of(settings, cards):
+            post = post_of(pool, cards[pool.model], settings, shard)
+            self.places.setdefault(pool.model, []).extend(Place(number, post, pool) for number in range(pool.max))
+        self.swept, self.closed = False, threading.Event()
+        self.choosing = threading.Lock()
 
     def render(self, requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
-        lane = self._lane(requests[0].spec.model)
-        if not self._mine(lane, cancelled):
-            raise Fault(Cause.LEASE_LOST, "given up while it waited for its gang")
+        place = self._place(requests[0].spec.model, cancelled)
         try:
-            return self._render(lane, tuple(requests), cancelled)
+            return self._render(place, tuple(requests), cancelled)
         except Exception as error:
-            raise self._lost(lane, error) from error
+            raise self._lost(place, error) from error
         finally:
-            lane.lock.release()
+            place.lock.release()
 
     def status(self) -> list[GangStatus]:
-        now = time.monotonic()
         return [
-            GangStatus(lane.gang.id if lane.gang else "", name, lane.state, lane.waits_for, now - lane.since)
-            for name, lane in sorted(self.lanes.items())
+            GangStatus(
+                place.post.pool,
+                place.number,
+                place.post.card.name,
+                place.gang.id if place.gang else "",
+                place.state,
+                place.waits_for,
+                place.since,
+            )
+            for place in self._all()
         ]
+
+    def start(self) -> None:
+        """Tend the pools until `close`."""
+        threading.Thread(target=self._keep_tending, name="pool", daemon=True).start()
+
+    def tend(self) -> None:
+        """Build the gangs that are kept warm, and let go of those that are not and had no job for long. What is in use
+        is left alone."""
+        for place in self._all():
+            if not place.lock.acquire(blocking=False):
+                continue
+            try:
+                if place.number < place.spec.min:
+                    self._warm(place)
+                elif place.state is GangState.READY and time.time() - place.since > place.spec.idle_s:
+                    self._remove(place, f"no job for {place.spec.idle_s:g} s")
+            finally:
+                place.lock.release()
+
+    def _keep_tending(self) -> None:
+        while not self.closed.wait(TEND_S):
+            self.tend()
+
+    def _warm(self, place: Place) -> None:
+        try:
+            self._join(place)
+            if place.gang is None and time.time() - place.full > FULL_S:
+                place.gang = self._found(place) or self._built(place)
+                place.full = time.time() if place.gang is None else 0.0
+            if place.gang is not None:
+                self._ready(place)
+        except Exception as error:
+            log.warning("no warm gang of %s: %s", place.post.pool, self._lost(place, error))
+            place.full = time.time()
 
     def close(self, *, remove: bool = False) -> None:
         """Leave Ray. The gangs stay warm for the next dispatcher unless they are to be removed."""
-        for lane in self.lanes.values():
-            if remove and lane.gang is not None:
-                self._remove(lane)
-            lane.gang = None
+        self.closed.set()
+        for place in self._all():
+            if remove and place.gang is not None:
+                self._remove(place)
+            place.gang = None
         cluster.disconnect()
 
+    def _all(self) -> list[Place]:
+        return [place for places in self.places.values() for place in places]
+
+    def _place(self, model: str, cancelled: Callable[[], bool]) -> Place:
+        """One of the model's, locked: a warm one, else an empty one where a further gang finds room."""
+        if model not in self.places:
+            raise Fault(Cause.WEIGHTS_MISSING, f"this farm has no pool for {model!r}")
+        while not cancelled():
+            place = self._free(self.places[model])
+            if place is not None:
+                if place.gang is not None or self._first(place) or self._further(place):
+                    return place
+                place.lock.release()
+            time.sleep(POLL_S)
+        raise Fault(Cause.LEASE_LOST, "given up while it waited for its gang")
+
+    def _free(self, places: Sequence[Place]) -> Place | None:
+        """Locked; an empty one is from now on starting, so that nobody else takes himself for the first."""
+        now = time.time()
+        able = [place for place in places if place.gang is not None or now - place.full > FULL_S]
+        with self.choosing:
+            for place in sorted(able, key=lambda place: place.gang is None):
+                if place.lock.acquire(blocking=False):
+                    if place.gang is None:
+                        place.now(GangState.STARTING, "room in the cluster")
+                    return place
+        return None
+
+    def _first(self, place: Place) -> bool:
+        """It may press others out, and waits where there is no room at all; a further one may not."""
+        others = (other for other in self.places[place.post.card.name] if other is not place)
+        return all(other.state is GangState.GONE for other in others)
+
+    def _further(self, place: Place) -> bool:
+        try:
+            self._join(place)
+            place.gang = self._found(place) or self._built(place)
+        except Exception as error:
+            log.warning("no further gang of %s: %s", place.post.pool, self._lost(place, error))
+        if place.gang is None:
+            place.full = time.time()
+            place.now(GangState.GONE, "room in the cluster")
+        return place.gang is not None
+
     def _render(
-        self, lane: Lane, requests: tuple[RenderRequest, ...], cancelled: Callable[[], bool]
+        self, place: Place, requests: tuple[RenderRequest, ...], cancelled: Callable[[], bool]
     ) -> list[Rendered | Fault]:
-        self._join(lane)
-        one = self._gang(lane)
-        lane.now(GangState.BUSY, f"{len(requests)} pictures")
+        self._join(place)
+        one = self._ready(place)
+        place.now(GangState.BUSY, f"{len(requests)} pictures")
         answers = one.render(Order(os.urandom(8).hex(), requests, self.limit(requests)), cancelled)
-        lane.now(GangState.READY, "a job")
+        place.now(GangState.READY, "a job")
         ending = [answer for answer in answers if isinstance(answer, Fault) and faults.ends_gang(answer)]
         if ending:
-            self._remove(lane, str(ending[0]))
+            self._remove(place, str(ending[0]))
         return answers
 
-    def _join(self, lane: Lane) -> None:
+    def _join(self, place: Place) -> None:
         """Handles do not outlive the connection they were made under, and another head knows nothing of the gang."""
         connection = cluster.connect(self.settings)
-        if connection != lane.connection:
-            lane.gang, lane.connection = None, connection
+        if connection != place.connection:
+            place.gang, place.connection = None, connection
 
-    def _lane(self, model: str) -> Lane:
-        if model not in self.lanes:
-            raise Fault(Cause.WEIGHTS_MISSING, f"this farm has no model {model!r}")
-        return self.lanes[model]
+    def _ready(self, place: Place) -> Gang:
+        """The place's gang with its weights in place."""
+        if place.gang is None:
+            place.gang = self._found(place) or self._pressed(place)
+        if place.state is not GangState.READY:
+            place.now(GangState.STARTING, "its weights")
+            place.gang.load(place.post.load_s)
+            place.now(GangState.READY, "a job")
+            log.info("gang %s is ready", place.gang.id)
+        return place.gang
 
-    def _mine(self, lane: Lane, cancelled: Callable[[], bool]) -> bool:
-        while not lane.lock.acquire(timeout=POLL_S):
-            if cancelled():
-                return False
-        return True
+    def _found(self, place: Place) -> Gang | None:
+        self._sweep()
+        place.now(GangState.STARTING, "room in the cluster")
+        return gang.attach(place.post, [other.gang.id for other in self._all() if other.gang is not None])
 
-    def _gang(self, lane: Lane) -> Gang:
-        """The lane's gang with its weights in place."""
-        if lane.gang is None:
-            self._sweep()
-            lane.now(GangState.STARTING, "room in the cluster")
-            lane.gang = gang.attach(lane.post) or self._build(lane)
-            lane.now(GangState.STARTING, "its weights")
-            lane.gang.load(lane.post.load_s)
-            log.info("gang %s is ready", lane.gang.id)
-        return lane.gang
+    def _built(self, place: Place) -> Gang | None:
+        return gang.build(place.post, self._gpus(place.post), self.room_s)
 
-    def _build(self, lane: Lane) -> Gang:
+    def _pressed(self, place: Place) -> Gang:
         """Where there is no room, a gang that nobody uses makes some; then our idle one that was not used for longest.
 
         Those of other dispatchers are theirs.
         """
-        gpus = self._gpus()
-        while (built := gang.build(lane.post, gpus, self.room_s)) is None:
-            if not gang.remove_one_unused() and not self._evict(lane):
+        while (built := self._built(place)) is None:
+            if not gang.remove_one_unused() and not self._evict(place):
                 others = ", ".join(gang.standing()) or "none"
-                rank = f"a rank of {lane.post.card.name} (1 CPU, {gpus} GPU)"
-                raise Fault(Cause.RAY_GONE, f"no node has room for {rank}; gangs in use: {others}")
+                wanted = self._words(place.post)
+                raise Fault(Cause.RAY_GONE, f"no node has room for {wanted}; gangs in use: {others}")
         return built
 
-    def _evict(self, lane: Lane) -> bool:
-        idle = (other for other in self.lanes.values() if other is not lane and other.gang is not None)
+    def _words(self, post: Post) -> str:
+        labels = "".join(f", {name}={value}" for name, value in post.labels)
+        each = f"{post.cpus:g} CPU, {self._gpus(post):g} GPU{labels}"
+        return f"a gang of {post.pool} ({post.ranks} rank{'s' * (post.ranks > 1)} of {each})"
+
+    def _evict(self, place: Place) -> bool:
+        idle = (other for other in self._all() if other is not place and other.gang is not None)
         for other in sorted(idle, key=lambda other: other.since):
             if other.lock.acquire(blocking=False):
                 try:
-                    self._remove(other, f"room for {lane.post.card.name}")
+                    self._remove(other, f"room for {place.post.card.name}")
                 finally:
                     other.lock.release()
                 return True
         return False
 
-    def _gpus(self) -> int:
+    def _gpus(self, post: Post) -> float:
+        """Of one rank."""
         import ray
 
-        wanted = self.settings.device
-        return int(wanted.startswith("cuda") or (wanted == "auto" and ray.cluster_resources().get("GPU", 0) > 0))
+        if post.gpus is not None:
+            return post.gpus
+        return float(post.device.startswith("cuda") or (post.device == "auto" and "GPU" in ray.cluster_resources()))
 
     def _sweep(self) -> None:
         if not self.swept:
@@ -167,26 +264,28 @@ class Pool:
                 log.warning("removed what was left of gang %s", gang_id)
             self.swept = True
 
-    def _lost(self, lane: Lane, error: Exception) -> Fault:
+    def _lost(self, place: Place, error: Exception) -> Fault:
         """What it means; a gang that cannot be trusted goes. Ray lost is told from a gang lost by asking for Ray."""
-        fault = faults.fault_of(error, lane.gang.id if lane.gang else None)
-        before = lane.connection
+        fault = faults.fault_of(error, place.gang.id if place.gang else None)
+        before = place.connection
         try:
-            self._join(lane)
+            self._join(place)
         except Fault as gone:
-            fault, lane.gang = gone, None
+            fault, place.gang = gone, None
         else:
-            if before != lane.connection:
+            if before != place.connection:
                 fault = Fault(Cause.RAY_GONE, f"Ray was restarted: {fault.detail}")
-        if lane.gang is not None and (faults.ends_gang(fault) or lane.state is GangState.STARTING):
-            self._remove(lane, str(fault))
-        elif lane.gang is None:
-            lane.now(GangState.GONE, str(fault))
+        if place.gang is not None and (faults.ends_gang(fault) or place.state is GangState.STARTING):
+            self._remove(place, str(fault))
+        elif place.gang is None:
+            place.now(GangState.GONE, str(fault))
+        else:
+            place.now(GangState.READY, "a job")
         return fault
 
-    def _remove(self, lane: Lane, why: str = "") -> None:
-        one, lane.gang = lane.gang, None
-        lane.now(GangState.GONE, why or "a job")
+    def _remove(self, place: Place, why: str = "") -> None:
+        one, place.gang = place.gang, None
+        place.now(GangState.GONE, why or "a job")
         if one is None:
             return
         log.warning("gang %s removed: %s", one.id, why or "the pool closes")
@@ -195,3 +294,22 @@ class Pool:
         except Exception as error:
             log.warning("gang %s could not be removed, the next pool sweeps it: %s", one.id, faults.fault_of(error))
             self.swept = False
+
+
+def post_of(pool: PoolSpec, card: ModelCard, settings: Settings, shard: str) -> Post:
+    folder = pool.weights or settings.models
+    return Post(
+        card,
+        shard,
+        pool.called,
+        str(Path(folder).absolute()) if folder else "",
+        pool.device or settings.device,
+        pool.precision,
+        settings.offload,
+        LOAD_S,
+        pool.tensor,
+        pool.sequence,
+        pool.cpus,
+        pool.gpus,
+        tuple(sorted(pool.labels.items())),
+    )

@@ -13,18 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from actors.faults import fault_of
-from actors.messages import GangState, Hello, Order, Post
+from actors.messages import Hello, Order, Post
 from farm.errors import Fault
-from farm.job import Cause
-from farm.ports import Frame, ModelCard, Rendered, RenderRequest
+from farm.job import CAUSES, Cause, Payer
+from farm.ports import Frame, GangState, Rendered, RenderRequest
 
 if TYPE_CHECKING:
     from actors.flux.offload import Setting
     from actors.flux.render import Pixels, RenderJob
+    from actors.meeting import Door
 
+# What ranks meet alike: they compute the same, and vote on stopping.
+MET_BY_ALL = frozenset({Cause.NOT_FINITE, Cause.BAD_INPUT, Cause.LEASE_LOST})
 RENDER, CONTROL = "render", "control"  # the actor's concurrency groups: work goes one by one, questions pass it
 
 
@@ -40,16 +43,25 @@ class Shard:
     weights: str  # SHA-256 over its files
 
 
-def load_shard(card: ModelCard, folder: Path | None, device: str, offload: Setting = "auto") -> Shard:
+def load_shard(post: Post) -> Shard:
     import torch
 
     from actors.flux.weights import weights_sha256
     from actors.models import load_renderer, locate
+    from actors.plan import precision_of
 
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    dtype = torch.bfloat16 if place.startswith("cuda") else torch.float32
-    renderer = load_renderer(card, folder, place, dtype, offload)
-    return Shard(renderer, weights_sha256(locate(card, folder).paths))
+    folder = Path(post.models) if post.models else None
+    device = device_of(post)
+    dtype = getattr(torch, precision_of(post.precision, device))
+    setting = cast("Setting", post.offload)
+    renderer = load_renderer(post.card, folder, device, dtype, setting, post.tensor, post.sequence)
+    return Shard(renderer, weights_sha256(locate(post.card, folder).paths))
+
+
+def device_of(post: Post) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if post.device == "auto" else post.device
 
 
 def factory(dotted: str) -> Callable[..., Any]:
@@ -60,21 +72,32 @@ def factory(dotted: str) -> Callable[..., Any]:
 
 
 class Rank:
-    def __init__(self, gang: str, post: Post) -> None:
-        self.gang, self.post = gang, post
+    """Of several, each does the same at the same time; the first answers for all."""
+
+    def __init__(self, gang: str, post: Post, number: int = 0) -> None:
+        self.gang, self.post, self.number = gang, post, number
         self.state = GangState.STARTING
+        self.door: Door | None = None
         self.shard: Shard | None = None
         self.call, self.stop = "", threading.Event()
 
     def hello(self) -> Hello:
         return Hello(self.gang, self.post.key, self.state, os.getpid())
 
-    def load(self) -> Hello:
+    def meet(self) -> str:
+        """Where the others find the first rank."""
+        from actors.meeting import Door
+
+        self.door = self.door or Door()
+        return self.door.address
+
+    def load(self, meeting: str = "") -> Hello:
         """Once; asked again, it answers at once."""
         if self.shard is None:
             try:
                 with watchdog(self.post.load_s):
-                    self.shard = self._load()
+                    self._join(meeting)
+                    self.shard = factory(self.post.shard)(self.post)
             except Exception as error:
                 raise fault_of(error, self.gang, Cause.GANG_DIED) from None  # the cause may not pickle
         self.state = GangState.READY
@@ -96,10 +119,11 @@ class Rank:
         if call == self.call:
             self.stop.set()
 
-    def _load(self) -> Shard:
-        folder = Path(self.post.models) if self.post.models else None
-        shard: Shard = factory(self.post.shard)(self.post.card, folder, self.post.device, self.post.offload)
-        return shard
+    def _join(self, meeting: str) -> None:
+        if self.post.ranks > 1:
+            from actors.meeting import join
+
+            join(self.number, self.post.ranks, self.door or meeting, device_of(self.post))
 
     def _answers(self, shard: Shard, requests: tuple[RenderRequest, ...]) -> list[Rendered | Fault]:
         answers: list[Rendered | Fault] = []
@@ -113,7 +137,11 @@ class Rank:
             return list(self._draw(shard, requests))
         except Exception as error:
             fault = fault_of(error, self.gang)
-        if len(requests) == 1 or self.stop.is_set():
+        if self.post.ranks > 1 and fault.cause not in MET_BY_ALL:
+            # It may be this rank's alone; the others wait for it where it will not come.
+            cause = fault.cause if CAUSES[fault.cause] is Payer.GANG else Cause.GANG_DIED
+            raise Fault(cause, fault.detail, gang=self.gang)
+        if len(requests) == 1 or fault.cause is Cause.LEASE_LOST:
             return [fault for _ in requests]
         return [answer for request in requests for answer in self._together(shard, (request,))]
 
@@ -121,6 +149,8 @@ class Rank:
         began = time.monotonic()
         pictures = shard.renderer.render([job_of(request) for request in requests], cancelled=self.stop.is_set)
         seconds = (time.monotonic() - began) / len(requests)
+        if self.number > 0:
+            return []
         if len(pictures) != len(requests):
             raise RuntimeError(f"{len(pictures)} pictures for {len(requests)} jobs")
         return [Rendered(frame_of(picture), self.gang, shard.weights, seconds) for picture in pictures]

@@ -167,6 +167,7 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     engine = connect(settings.database_url)
     migrate(engine)
     renderer = Pool(settings, catalogue())
+    renderer.start()
     ports = Ports(
         queue=JobQueue(engine, licences=asked(catalogue())),
         renderer=renderer,

@@ -7,10 +7,48 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from farm.errors import BadInput, nearest
+
+
+class PoolSpec(BaseModel):
+    """The gangs of one model on one kind of node: a `[[pools]]` table of farm.toml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(description="the model its gangs draw with")
+    name: str = Field(
+        "", pattern=r"^([A-Za-z0-9][\w.-]*)?$", description="what it is called in listings; empty: as its model"
+    )
+    weights: str = Field("", description="folder of its weights; empty: the models setting")
+    device: str = Field("", description="auto, cpu or cuda; empty: the device setting")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on GPUs, float32 on CPUs"
+    )
+    tensor: int = Field(1, ge=1, le=64, description="ranks that share the matrices, on one node")
+    sequence: int = Field(1, ge=1, le=64, description="ranks, times tensor, that share an image's tokens")
+    min: int = Field(0, ge=0, le=1024, description="gangs that are kept warm, asked for or not")
+    max: int = Field(1, ge=1, le=1024, description="gangs at most")
+    idle_s: float = Field(600.0, gt=0, description="seconds without a job after which a gang above min goes")
+    cpus: float = Field(1.0, gt=0, description="CPUs of one rank")
+    gpus: float | None = Field(None, ge=0, description="GPUs of one rank; unset: 1 where the device is a GPU")
+    labels: dict[str, str] = Field({}, description="labels of Ray that its nodes must have")
+
+    @model_validator(mode="after")
+    def _at_most_max(self) -> PoolSpec:
+        if self.min > self.max:
+            raise ValueError(f"pool {self.called!r} keeps min = {self.min} gangs and has max = {self.max}")
+        return self
+
+    @property
+    def called(self) -> str:
+        return self.name or self.model
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.sequence
 
 
 class Settings(BaseSettings):
@@ -32,6 +70,7 @@ class Settings(BaseSettings):
     offload: Literal["auto", "always", "never"] = Field(
         "auto", description="blocks wait in host memory: auto where the GPU is too small, always or never"
     )
+    pools: tuple[PoolSpec, ...] = Field((), description="`[[pools]]` of gangs; a model without one has one rank")
     policy: str = Field("", description="policy document; empty: the bundled demo policy")
     encoder: str = Field("", description="open_clip folder or name of the gate; empty: the bundled tiny one")
     ray_address: str = Field("", description="an existing Ray cluster; empty: one of our own (or RAY_ADDRESS)")
@@ -42,6 +81,14 @@ class Settings(BaseSettings):
     max_upload_mb: int = Field(64, ge=1, description="largest upload, in MiB")
     max_pixels_in: int = Field(50_000_000, ge=1, description="largest input picture, in pixels")
     max_lines: int = Field(1_000_000, ge=1, description="largest batch, in lines")
+
+    @field_validator("pools")
+    @classmethod
+    def _names_differ(cls, pools: tuple[PoolSpec, ...]) -> tuple[PoolSpec, ...]:
+        names = [pool.called for pool in pools]
+        if double := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two pools are called {double!r}: give one of them a name")
+        return pools
 
     @property
     def database_url(self) -> str:
@@ -80,9 +127,21 @@ def load(**overrides: Any) -> Settings:
     try:
         return Settings(**(from_file | overrides))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
-        raise BadInput(first["msg"], field=name, fix=f"set FARM_{name.upper()} or {name} in {path}") from error
+        raise _words(error, path) from error
+    except SettingsError as error:  # of the only setting that is not one value
+        fix = """set it to a list, as '[{"model": "tiny"}]', or write [[pools]] tables in farm.toml"""
+        raise BadInput("FARM_POOLS is not JSON", field="pools", fix=fix) from error
+
+
+def _words(error: ValidationError, path: Path) -> BadInput:
+    """What is wrong with the first setting that does not fit; `pools.0.tensor` is one of the first pool."""
+    first = error.errors()[0]
+    name, *inner = [str(part) for part in first["loc"]] or ["settings"]
+    where = f"FARM_{name.upper()} or {name} in {path}"
+    if first["type"] == "extra_forbidden":
+        fix = nearest(inner[-1], PoolSpec.model_fields)
+        return BadInput(f"unknown setting {inner[-1]!r} of a pool, in {where}", field=f"{name}.{inner[0]}", fix=fix)
+    return BadInput(first["msg"], field=".".join((name, *inner)), fix=f"set {where}")
 
 
 def _read(path: Path) -> dict[str, Any]:

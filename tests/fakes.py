@@ -8,7 +8,19 @@ from dataclasses import dataclass, field
 
 from farm.errors import Fault
 from farm.job import FORMATS, Cause
-from farm.ports import Frame, Lease, Outcome, Provenance, Rendered, RenderRequest, Signed, Stage, Verdict
+from farm.ports import (
+    Frame,
+    GangState,
+    GangStatus,
+    Lease,
+    Outcome,
+    Provenance,
+    Rendered,
+    RenderRequest,
+    Signed,
+    Stage,
+    Verdict,
+)
 
 
 @dataclass
@@ -21,6 +33,9 @@ class FlatRenderer:
     def render(self, requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
         self.calls += 1
         return [self.trouble(request) or self._draw(request) for request in requests]
+
+    def status(self) -> list[GangStatus]:
+        return [GangStatus("flat", 0, "flat", "gang-1", GangState.READY, "a job", 0.0)]
 
     def _draw(self, request: RenderRequest) -> Rendered:
         spec = request.spec

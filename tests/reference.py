@@ -10,7 +10,7 @@ from typing import Any
 
 import typer.main
 
-from farm.config import Settings
+from farm.config import PoolSpec, Settings
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -18,8 +18,16 @@ README = Path(__file__).parent.parent / "README.md"
 def settings() -> str:
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = f"`{field.default}`" if str(field.default) else ""
+        default = "" if field.default in ("", ()) else f"`{field.default}`"
         rows.append(f"| `FARM_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def pools() -> str:
+    rows = ["| of a pool | default | meaning |", "|---|---|---|"]
+    for name, field in PoolSpec.model_fields.items():
+        default = "" if field.is_required() or field.default in ("", None, {}) else f"`{field.default}`"
+        rows.append(f"| `{name}` | {default} | {field.description} |")
     return "\n".join(rows)
 
 
@@ -57,7 +65,7 @@ def _sentence(text: str) -> str:
     return " ".join(text.split("\n\n", maxsplit=1)[0].split()).replace("|", "\\|")
 
 
-TABLES = {"settings": settings, "commands": commands, "routes": routes}
+TABLES = {"settings": settings, "pools": pools, "commands": commands, "routes": routes}
 
 
 def filled(text: str) -> str:

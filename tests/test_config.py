@@ -62,3 +62,44 @@ def test_a_settings_file_that_is_named_must_be_there(monkeypatch: pytest.MonkeyP
 
 def test_an_ipv6_host_stands_in_brackets() -> None:
     assert load(host="::").api_url == "http://[::]:8765"
+
+
+def test_pools_are_declared_as_tables() -> None:
+    Path("farm.toml").write_text("""
+[[pools]]
+model = "flux1-dev"
+tensor = 2
+max = 4
+labels = { kind = "h100" }
+[[pools]]
+model = "flux1-dev"
+name = "slow"
+""")
+    one, two = load().pools
+    assert (one.called, one.ranks, one.max, one.labels) == ("flux1-dev", 2, 4, {"kind": "h100"})
+    assert (two.called, two.ranks, two.min, two.max) == ("slow", 1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[[pools]]\nmodel = "tiny"\ntensr = 2', r"unknown setting 'tensr' of a pool.*did you mean 'tensor'"),
+        ("[[pools]]\ntensor = 2", r"pools\.0\.model: Field required"),
+        ('[[pools]]\nmodel = "tiny"\ntensor = 0', r"pools\.0\.tensor: .*greater than or equal to 1"),
+        ('[[pools]]\nmodel = "tiny"\nmin = 3', r"'tiny' keeps min = 3 gangs and has max = 1"),
+        ('[[pools]]\nmodel = "tiny"\n[[pools]]\nmodel = "tiny"', r"two pools are called 'tiny'"),
+        ("pools = 3", r"pools: Input should be a valid tuple"),
+    ],
+)
+def test_a_wrong_pool_is_refused_with_its_place(text: str, says: str) -> None:
+    Path("farm.toml").write_text(text)
+    with pytest.raises(BadInput, match=says):
+        load()
+
+
+def test_pools_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_POOLS", '[{"model": "tiny", "sequence": 2}]')
+    assert [pool.ranks for pool in load().pools] == [2]
+    monkeypatch.setenv("FARM_POOLS", "tiny")
+    with pytest.raises(BadInput, match="FARM_POOLS"):
+        load()

@@ -178,11 +178,17 @@ class Renderer:
     def decode(self, latent_BLC: Tensor, width: int, height: int) -> list[Pixels]:
         """One picture at a time: memory is that of one, and a batch decodes to what its members do alone."""
         grid = latents.unpack(latent_BLC, height, width, self.vae.config.compression).to(self.vae_dtype)
-        decode = self.vae.decode_tiled if width * height > self.tile_above else self.vae.decode
+        decode = self.decode_tiles if self.in_tiles(width, height) else self.vae.decode
         pictures = [decode(latent) for latent in torch.split(grid, 1)]
         finite(pictures, "picture")
         # Sizes that are no multiple of a patch were rounded up; the job gets what it asked for.
         return [latents.to_pixels(rgb)[0, :height, :width].numpy() for rgb in pictures]
+
+    def in_tiles(self, width: int, height: int) -> bool:
+        return width * height > self.tile_above
+
+    def decode_tiles(self, latent_BCHW: Tensor) -> Tensor:
+        return self.vae.decode_tiled(latent_BCHW)
 
     @property
     def vae_dtype(self) -> torch.dtype:

@@ -112,6 +112,15 @@ def check(sizes: Sizes, degree: int) -> None:
             raise ValueError(f"tensor {degree} does not divide the {name} width of {width}")
 
 
+def shares(sizes: Sizes, degree: int) -> bool:
+    """Whether so many ranks can share this network; where they cannot, each may still have it whole."""
+    try:
+        check(sizes, degree)
+    except ValueError:
+        return False
+    return True
+
+
 def slices(sizes: Sizes, name: str, shape: Shape, place: Place) -> tuple[Slice, ...] | None:
     """What the rank keeps of a parameter; None for all of it."""
     module, _, kind = name.rpartition(".")

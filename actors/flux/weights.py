@@ -15,7 +15,7 @@ from actors.flux.exchange import Seat, cut_network
 from actors.flux.headers import NotRendered, WeightsError
 from actors.flux.model import Flux
 from actors.flux.shapes import ClipSizes, Sizes, Slice, T5Sizes, expected
-from actors.flux.sharding import slices
+from actors.flux.sharding import shares, slices
 from actors.flux.text import TextEncoders
 from actors.flux.vae import AutoEncoder
 
@@ -64,7 +64,7 @@ def load_text(
     seat: Seat | None = None,
 ) -> TextEncoders:
     """Both text encoders with their tokenizers; `t5` and `clip` say which, where the source holds several.
-    Tensor ranks share T5; CLIP is small, and each has it whole."""
+    Tensor ranks share T5 where their number divides its heads; CLIP is small, and each has it whole."""
     t5_set, clip_set = stored_part(t5 or source, "t5"), stored_part(clip or source, "clip")
     t5_tokenizer, clip_tokenizer = load_tokenizer(t5_set), load_tokenizer(clip_set)
     # CLIP pools at its end token; where no config.json names it, the tokenizer does.
@@ -82,7 +82,7 @@ def load_t5(stored: TensorSet, device: Device, dtype: torch.dtype, seat: Seat | 
     model = on_meta(lambda: T5EncoderModel(T5Config(**values)))
     # As transformers does: in float16 this projection leaves its range.
     wide = torch.float32 if dtype == torch.float16 else dtype
-    share = take_share(model, sizes, seat)
+    share = take_share(model, sizes, seat if seat and shares(sizes, seat.tensor.degree) else None)
     fill(model, checkpoint, device, dtype, lambda name: wide if ".wo." in name else dtype, share)
     model.set_input_embeddings(model.shared)
     return model

@@ -6,16 +6,16 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.messages import Post
 from actors.rank import Shard
 from farm.errors import Fault
 from farm.job import Cause
-from farm.ports import Frame, ModelCard, Outcome, Stage, Verdict
+from farm.ports import Frame, Outcome, Stage, Verdict
 
 
 class NotFinite(ArithmeticError):
@@ -59,11 +59,11 @@ def picture(job: Any) -> NDArray[np.uint8]:
     return flat
 
 
-def load_flat(card: ModelCard, folder: Path | None, device: str, offload: str) -> Shard:
+def load_flat(post: Post) -> Shard:
     importlib.import_module("actors.flux.render")  # as a real one does: what follows is not slowed by it
-    if card.name == "missing":
-        raise Fault(Cause.WEIGHTS_MISSING, f"{card.name} has no files in {folder}")
-    if card.name == "broken":
+    if post.card.name == "missing":
+        raise Fault(Cause.WEIGHTS_MISSING, f"{post.card.name} has no files in {post.models}")
+    if post.card.name == "broken":
         raise RuntimeError("these weights do not load")
     return Shard(Flat(), "f" * 64)
 

@@ -13,12 +13,11 @@ import pytest
 import ray
 
 from actors import cluster, gang
-from actors.messages import GangState
 from actors.pool import Pool
 from farm.config import Settings
 from farm.errors import Fault
 from farm.job import Cause
-from farm.ports import Rendered, RenderRequest
+from farm.ports import GangState, Rendered, RenderRequest
 from tests.actors.conftest import CARDS, request_of, until
 
 # Ray warns, of itself, that it will one day stop hiding devices from actors that asked for none.
@@ -38,8 +37,8 @@ def make(settings: Settings, limit: Callable[[Sequence[RenderRequest]], float] =
 def pool(settings: Settings) -> Iterator[Pool]:
     pool = make(settings)
     yield pool
-    for lane in pool.lanes.values():
-        pool._remove(lane)
+    for place in pool._all():
+        pool._remove(place)
     until(lambda: not groups())
 
 
@@ -49,7 +48,7 @@ def groups() -> list[str]:
 
 
 def gang_of(pool: Pool, model: str = "flat") -> gang.Gang:
-    found = pool.lanes[model].gang
+    found = pool.places[model][0].gang
     assert found is not None
     return found
 
@@ -102,7 +101,7 @@ def test_a_hung_rank_ends_itself(settings: Settings) -> None:
     fault = failed(pool, "hang")
     assert fault.cause is Cause.GANG_HUNG
     until(lambda: not rank.is_running())
-    pool._remove(pool.lanes["flat"])
+    pool._remove(pool.places["flat"][0])
 
 
 def test_cancelling_reaches_a_running_group_and_one_that_waits(pool: Pool) -> None:
@@ -138,7 +137,7 @@ def test_a_model_that_does_not_load_is_the_gang_s_fault(pool: Pool) -> None:
 
 
 def test_an_unknown_model_is_no_crash(pool: Pool) -> None:
-    with pytest.raises(Fault, match="no model 'unheard'"):
+    with pytest.raises(Fault, match="no pool for 'unheard'"):
         pool.render([request_of("a", model="unheard")], never)
 
 
@@ -149,7 +148,7 @@ def test_a_full_cluster_lets_the_idle_gang_go(pool: Pool) -> None:
         pytest.skip(f"{room} CPUs have room for every gang of this test")
     for model in models:
         drawn(pool, model)
-    assert pool.lanes["flat"].gang is None
+    assert pool.places["flat"][0].gang is None
     assert len(groups()) == room
     drawn(pool, "flat")
 
@@ -175,7 +174,7 @@ def test_a_gang_in_use_by_another_dispatcher_is_neither_shared_nor_removed(pool:
         make(settings).render([request_of("a")], never)
     assert caught.value.cause is Cause.RAY_GONE
     assert (drawn(pool), drawn(other)) == (first, second)
-    other._remove(other.lanes["flat"])
+    other._remove(other.places["flat"][0])
 
 
 def test_a_gang_that_nobody_uses_makes_room_or_is_replaced_where_its_files_are_others(
@@ -189,4 +188,4 @@ def test_a_gang_that_nobody_uses_makes_room_or_is_replaced_where_its_files_are_o
     third = drawn(again, "third")
     until(lambda: set(gang.standing()) == {replaced, third})
     for name in ("flat", "third"):
-        again._remove(again.lanes[name])
+        again._remove(again.places[name][0])

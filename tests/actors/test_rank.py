@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from actors.flux.render import Pixels, RenderJob
-from actors.messages import GangState, Order, Post
+from actors.messages import Order, Post
 from actors.rank import Rank, Shard
 from farm.errors import Fault
 from farm.job import Cause
-from farm.ports import Frame, Rendered, RenderRequest
+from farm.ports import Frame, GangState, Rendered, RenderRequest
 from tests.actors.conftest import CARDS, request_of
 from tests.actors.fakes import Flat
 
@@ -23,8 +23,12 @@ GREEN = Frame(8, 8, bytes((0, 200, 0)) * 64)
 WIDE = Frame(16, 8, bytes((0, 90, 0)) * 128)
 
 
+def post_of(model: str, shard: str = "tests.actors.fakes:load_flat", tensor: int = 1) -> Post:
+    return Post(CARDS[model], shard, model, "", "cpu", "auto", "auto", 60.0, tensor)
+
+
 def ready(model: str = "flat") -> Rank:
-    rank = Rank("g1", Post(CARDS[model], "tests.actors.fakes:load_flat", "", "cpu", "auto", 60.0))
+    rank = Rank("g1", post_of(model))
     assert rank.hello().state is GangState.STARTING
     assert rank.load().state is GangState.READY
     return rank
@@ -101,7 +105,7 @@ def test_cancelling_reaches_the_running_call_and_no_other() -> None:
 
 @pytest.mark.parametrize(("model", "cause"), [("missing", Cause.WEIGHTS_MISSING), ("broken", Cause.GANG_DIED)])
 def test_what_does_not_load_says_whose_fault_it_is(model: str, cause: Cause) -> None:
-    rank = Rank("g1", Post(CARDS[model], "tests.actors.fakes:load_flat", "", "cpu", "auto", 60.0))
+    rank = Rank("g1", post_of(model))
     with pytest.raises(Fault) as caught:
         rank.load()
     assert (caught.value.cause, caught.value.gang) == (cause, "g1")

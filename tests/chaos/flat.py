@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.messages import Post
 from actors.rank import Shard
-from farm.ports import ModelCard
 
 if TYPE_CHECKING:
     from actors.flux.render import RenderJob
@@ -32,5 +31,5 @@ class Noise:
         return rng.integers(0, 256, (job.height, job.width, 3), dtype=np.uint8)
 
 
-def load_shard(card: ModelCard, folder: Path | None, device: str, offload: str) -> Shard:
+def load_shard(post: Post) -> Shard:
     return Shard(Noise(), "0" * 64)

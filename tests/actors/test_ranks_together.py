@@ -1,0 +1,155 @@
+"""Gangs of several ranks on a real Ray: the picture of one rank, one vote to stop, one end for all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from actors import gang
+from actors.cards import TINY
+from actors.pool import Pool
+from farm.config import PoolSpec, Settings
+from farm.errors import Fault
+from farm.job import Cause, Spec
+from farm.ports import Frame, GangState, Rendered, RenderRequest
+from tests.actors.conftest import until
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
+CARDS = {"tiny": TINY}
+RED = Frame(96, 96, bytes((220, 40, 40)) * 96 * 96)
+
+
+def never() -> bool:
+    return False
+
+
+def request(
+    seed: int, prompt: str = "a red circle on a blue background", steps: int = 4, edit: bool = False
+) -> RenderRequest:
+    spec = Spec("tiny", prompt, seed, 128, 96, steps, 3.5, edit=edit)
+    return RenderRequest(seed, 1, spec, RED if edit else None)
+
+
+def pool_of(settings: Settings, **shape: float) -> Pool:
+    """Several ranks find room on however few CPUs there are."""
+    spec = PoolSpec(model="tiny", cpus=0.25, **shape)
+    return Pool(settings.model_copy(update={"pools": (spec,)}), CARDS, room_s=10.0)
+
+
+@pytest.fixture
+def closing() -> Iterator[list[Pool]]:
+    pools: list[Pool] = []
+    yield pools
+    for pool in pools:
+        for place in pool._all():
+            pool._remove(place)
+    until(lambda: not gang.standing())
+
+
+def pictures(pool: Pool, *requests: RenderRequest) -> list[np.ndarray]:
+    found = []
+    for answer in pool.render(requests, never):
+        assert isinstance(answer, Rendered), answer
+        found.append(np.frombuffer(answer.frame.pixels, np.uint8).astype(int))
+    return found
+
+
+@pytest.mark.parametrize("shape", [{"sequence": 2}, {"tensor": 3}])
+def test_several_ranks_draw_what_one_draws(settings: Settings, closing: list[Pool], shape: dict[str, float]) -> None:
+    asked = [request(5), request(6), request(7, "make the background green", edit=True)]
+    alone, together = pool_of(settings), pool_of(settings, **shape)
+    closing += [alone, together]
+    for one, other in zip(pictures(alone, *asked[:2]), pictures(together, *asked[:2]), strict=True):
+        assert np.abs(one - other).max() <= 1
+    assert np.abs(pictures(alone, asked[2])[0] - pictures(together, asked[2])[0]).max() <= 1
+
+
+def test_a_rank_that_is_killed_ends_its_gang_and_another_is_built(settings: Settings, closing: list[Pool]) -> None:
+    pool = pool_of(settings, sequence=2)
+    closing.append(pool)
+    (first,) = pool.render([request(5)], never)
+    assert isinstance(first, Rendered)
+    one = pool.places["tiny"][0].gang
+    assert one is not None
+    pids = [hello.pid for hello in ray.get([gang._ask(rank, "hello").remote() for rank in one.ranks])]
+    killer = threading.Timer(0.5, os.kill, [pids[1], signal.SIGKILL])
+    killer.start()
+    with pytest.raises(Fault) as caught:
+        pool.render([request(5, steps=50)] * 4, never)
+    killer.join()
+    assert caught.value.cause is Cause.GANG_DIED
+    until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    (again,) = pool.render([request(5)], never)
+    assert isinstance(again, Rendered)
+    assert again.gang != first.gang
+    assert again.frame == first.frame
+
+
+def test_all_ranks_stop_before_the_same_step(settings: Settings, closing: list[Pool]) -> None:
+    pool = pool_of(settings, sequence=2)
+    closing.append(pool)
+    (first,) = pool.render([request(5)], never)
+    assert isinstance(first, Rendered)
+    stop = threading.Event()
+    threading.Timer(0.5, stop.set).start()
+    answers = pool.render([request(5, steps=50)] * 4, stop.is_set)
+    assert [answer.cause for answer in answers if isinstance(answer, Fault)] == [Cause.LEASE_LOST] * 4
+    (after,) = pool.render([request(5)], never)
+    assert isinstance(after, Rendered)
+    assert (after.gang, after.frame) == (first.gang, first.frame)
+
+
+def test_a_shape_that_the_model_cannot_have_says_which_it_can(settings: Settings, closing: list[Pool]) -> None:
+    pool = pool_of(settings, tensor=2)
+    closing.append(pool)
+    with pytest.raises(Fault, match=r"tensor 2 does not divide 3 heads: possible are 1, 3") as caught:
+        pool.render([request(5)], never)
+    assert caught.value.cause is Cause.WEIGHTS_MISSING
+    until(lambda: not gang.standing())
+
+
+def test_a_second_gang_is_built_while_the_first_is_busy_and_one_goes_when_idle(
+    settings: Settings, closing: list[Pool]
+) -> None:
+    pool = pool_of(settings, max=2, min=1, idle_s=0.5)
+    closing.append(pool)
+    pool.tend()
+    assert [row.state for row in pool.status()] == [GangState.READY, GangState.GONE]
+    found: list[str] = []
+
+    def draw() -> None:
+        (answer,) = pool.render([request(5, steps=50)], never)
+        assert isinstance(answer, Rendered)
+        found.append(answer.gang)
+
+    threads = [threading.Thread(target=draw) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(set(found)) == 2
+    time.sleep(0.6)
+    pool.tend()
+    assert [row.state for row in pool.status()] == [GangState.READY, GangState.GONE]
+
+
+def test_where_there_is_no_room_for_a_further_gang_the_first_draws_on(settings: Settings, closing: list[Pool]) -> None:
+    room = ray.cluster_resources()["CPU"]
+    spec = PoolSpec(model="tiny", cpus=room, max=2)
+    pool = Pool(settings.model_copy(update={"pools": (spec,)}), CARDS, room_s=1.0)
+    closing.append(pool)
+    threads = [threading.Thread(target=pictures, args=(pool, request(seed, steps=8))) for seed in (5, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(gang.standing()) == 1
+    assert pool.status()[1].waits_for == "room in the cluster"
