@@ -1,6 +1,7 @@
 """A batch as it comes in: read once to find everything that is wrong with it, and once more to stage it in chunks.
 
-The file lies on the disk and is read line by line; all that is remembered of a line is its id.
+The file lies on the disk and is read line by line; all that is remembered of a line is its id, and whether its shape is
+new.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from farm.tables import BATCH, JOB, UPLOAD
 MAX_LINE = 64 * 1024
 CHUNK = 1000
 MAX_SHOWN = 100
+MAX_SHAPES = 1000  # of a batch: each is a lane, and every lease chooses from all lanes that are open
 
 Judged = Line | list[BadLine]
 
@@ -57,6 +59,14 @@ class Survey:
     bad_lines: int = 0
     shown: list[BadLine] = field(default_factory=list)  # what is wrong, the first of it
     sha256: str = ""  # of what the good lines ask for, defaults filled in: the spelling of the file does not matter
+
+
+@dataclass(slots=True)
+class Seen:
+    """Of the good lines so far."""
+
+    ids: dict[str, int] = field(default_factory=dict)  # how many images each makes
+    shapes: set[tuple[str, int]] = field(default_factory=set)  # shape key and priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +144,7 @@ def survey(chunks: Iterable[list[Judged]]) -> Survey:
 
 def judge(file: BinaryIO, rules: Rules, engine: Engine) -> Iterator[list[Judged]]:
     """The lines in chunks, each good or with all that is wrong with it. Two readings of one file judge it alike."""
-    ids: dict[str, int] = {}  # of the good lines so far: how many images each makes
+    seen = Seen()
     lines = _parsed(file, rules, licences.refused(engine, rules.catalogue))
     count = 0
     while chunk := list(itertools.islice(lines, CHUNK)):
@@ -142,7 +152,7 @@ def judge(file: BinaryIO, rules: Rules, engine: Engine) -> Iterator[list[Judged]
         if count > rules.max_lines:
             raise TooLarge(f"the batch has more than {rules.max_lines:,} lines", fix="split it into several")
         inputs = _inputs(chunk, rules.project, engine)
-        yield [_linked(line, ids, inputs) if isinstance(line, Line) else line for line in chunk]
+        yield [_linked(line, seen, inputs) if isinstance(line, Line) else line for line in chunk]
 
 
 def read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
@@ -183,9 +193,9 @@ def _inputs(chunk: list[Judged], project: str, engine: Engine) -> dict[str | int
         return {id_: key for query in (upload, job) for id_, key in connection.execute(query)}
 
 
-def _linked(line: Line, ids: dict[str, int], inputs: Mapping[str | int, str]) -> Judged:
+def _linked(line: Line, seen: Seen, inputs: Mapping[str | int, str]) -> Judged:
     """Only an earlier line can be edited, so no circle can be written."""
-    problems = []
+    ids, shape, problems = seen.ids, (line.spec.shape_key, line.priority), []
     if line.upload and line.upload not in inputs:
         problems.append(("image", f"no upload {line.upload} in this project: upload the file first"))
     if line.job and line.job not in inputs:
@@ -196,10 +206,14 @@ def _linked(line: Line, ids: dict[str, int], inputs: Mapping[str | int, str]) ->
         problems.append(("image", f"the line {line.line!r} makes {ids[line.line]} images: give each a line of its own"))
     if line.id in ids:
         problems.append(("id", f"an earlier line has the id {line.id!r} already"))
+    if shape not in seen.shapes and len(seen.shapes) >= MAX_SHAPES:
+        kinds = f"{MAX_SHAPES:,} different combinations of model, size, steps, editing and priority"
+        problems.append(("line", f"is one more than the {kinds} that a batch may hold: split the batch"))
     if problems:
         return [BadLine(line.number, *problem) for problem in problems]
     if line.id:
         ids[line.id] = line.n
+    seen.shapes.add(shape)
     return replace(line, picture=inputs[line.upload]) if line.upload else line
 
 

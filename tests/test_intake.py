@@ -15,7 +15,19 @@ from sqlalchemy import Engine, func, insert, select
 
 from farm.db import DatabaseDown, connect
 from farm.errors import BadInput, TooLarge
-from farm.intake import MAX_LINE, MAX_SHOWN, Receipt, Rules, Submission, judge, read_lines, refusal, survey, take
+from farm.intake import (
+    MAX_LINE,
+    MAX_SHAPES,
+    MAX_SHOWN,
+    Receipt,
+    Rules,
+    Submission,
+    judge,
+    read_lines,
+    refusal,
+    survey,
+    take,
+)
 from farm.job_queue import JobQueue
 from farm.lines import BadLine, Line
 from farm.tables import BAD_LINE, BATCH, JOB, PROJECT, UPLOAD
@@ -105,6 +117,19 @@ def test_the_hash_is_of_what_is_asked_for_not_of_how_it_is_written(engine: Engin
 def test_a_batch_beyond_the_limit_is_refused_while_it_is_read(engine: Engine) -> None:
     with pytest.raises(TooLarge, match="more than 10 lines"):
         survey(judge(batch(*[{}] * 11), Rules("ours", CATALOGUE, "tiny", max_lines=10), engine))
+
+
+def test_a_batch_holds_so_many_shapes_and_any_number_of_lines(engine: Engine) -> None:
+    sweep = [{"width": 64 + 16 * n, "steps": steps} for n in range(5) for steps in range(1, 21)]
+    lines = [size | {"priority": priority} for priority in range(-5, 6) for size in sweep]
+    assert len(lines) > MAX_SHAPES
+    again = [line | {"seed": 1} for line in lines[:50]]
+    found = judged(engine, batch(*lines, *again, {"guidance": 1.0, "width": 64, "steps": 1, "priority": -5}))
+    good = [line.number for line in found if isinstance(line, Line)]
+    assert good == [*range(1, MAX_SHAPES + 1), *range(len(lines) + 1, len(lines) + 52)]
+    (bad,) = next(line for line in found if not isinstance(line, Line))
+    assert (bad.line, bad.field) == (MAX_SHAPES + 1, "line")
+    assert "1,000 different combinations of model, size, steps, editing and priority" in bad.reason
 
 
 def test_memory_stays_flat(engine: Engine) -> None:
