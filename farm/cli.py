@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import typer
 from typer.exceptions import TyperException
 
-from farm.commands import access, batches, demo, doctor, models, verifying
+from farm.commands import access, batches, demo, doctor, models, pool, verifying
 from farm.commands.output import say
 from farm.errors import BadInput, FarmError, Fault, Unavailable
 from farm.job import Cause
@@ -244,6 +244,7 @@ app.command(context_settings=NUMBERS)(batches.priority)
 app.command(context_settings=THEIR_OWN)(models.bench)
 app.add_typer(models.models, name="models")
 app.add_typer(access.access, name="access")
+app.add_typer(pool.pool, name="pool")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from actors import cluster
+from actors.nodes import nodes_of
 from actors.pool import Pool
 from farm.config import Settings
 from farm.errors import BadInput, Conflict, Fault
@@ -170,3 +172,18 @@ def test_ranks_inherit_no_login_and_no_key(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(os, "environ", environment)
     cluster._forget_secrets()
     assert environment == {"HOME": "/h"}
+
+
+def test_the_nodes_to_plan_with_are_those_of_the_ray_that_answers(settings: Settings, tmp_path: Path) -> None:
+    joined(settings)
+    try:
+        seen, (node,) = nodes_of(settings)
+        assert seen.startswith("Ray at 127.0.0.1:")
+        assert (node.cpus, node.gpus, node.gpu_bytes) == (os.cpu_count(), 0, None)
+        assert node.name.startswith(socket.gethostname())
+        assert node.host_bytes
+    finally:
+        joined(settings)  # the tests that follow find it joined, as this one did
+    seen, (here,) = nodes_of(Settings(home=tmp_path))
+    assert seen.startswith("this machine; Ray is not running")
+    assert here.cpus == node.cpus

@@ -1,0 +1,229 @@
+"""What each pool would take of each rank and where its gangs would lie, without starting anything.
+
+`planned` is pure: what the files hold comes from `actors/weighing.py`, what the nodes have from `actors/nodes.py`.
+Ranks that share the matrices lie on one node; those that share an image's tokens each have all of their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from actors.flux.shapes import T5Sizes
+from actors.flux.sharding import check, shares
+from actors.placing import UNIT, Bundle, Node, Room, has_labels, place, units
+from actors.plan import precision_of
+from actors.weighing import Stored, gigabytes, kept, room_bytes, streaming_bytes
+from farm.config import PoolSpec, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    pool: str
+    model: str
+    tensor: int
+    sequence: int
+    ranks: int
+    min: int
+    max: int
+    device: str
+    precision: str
+    weights: str  # the folder
+    stored: dict[str, str]  # each part's precision in its files
+    rank_bytes: dict[str, int]  # of each part's weights, on each rank
+    weight_bytes: int  # their sum
+    room_bytes: int  # to work in
+    cpus_per_rank: float
+    gpus_per_rank: float
+    cpus: float  # of a gang
+    gpus: float
+    labels: dict[str, str]
+    gangs: int  # the nodes have room for, at most `max`, were no other pool there
+    where: list[list[str]]  # the node of each rank, of the gangs kept warm, or of the first one
+    fits: str  # yes; fewer: than are to be kept warm; no
+    why: list[str]
+    notes: list[str]
+
+
+def settled(pool: PoolSpec, settings: Settings, gpus_there: bool) -> PoolSpec:
+    """With all that it leaves open filled in, as dispatchers and ranks do."""
+    device = pool.device or settings.device
+    gpus = pool.gpus
+    if gpus is None:
+        gpus = float(device.startswith("cuda") or (device == "auto" and gpus_there))
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    filled = {"device": device, "gpus": gpus, "precision": precision_of(pool.precision, device)}
+    return pool.model_copy(update=filled | {"weights": pool.weights or settings.models})
+
+
+def planned(
+    pools: Sequence[PoolSpec], stored: Mapping[str, Stored], nodes: Iterable[Node], offload: str = "auto"
+) -> list[Planned]:
+    """One row for each pool, all of them settled. What is kept warm must find room beside that of the other pools."""
+    rooms = [Room.of(node) for node in nodes]
+    left, rows = rooms, []
+    for pool in pools:
+        held = stored[pool.called]
+        bundle = bundle_of(pool, held, offload)
+        row = alone(pool, held, bundle, rooms, offload)
+        if row.fits == "yes" and pool.min:
+            where, left = gangs_of(pool, bundle, left, pool.min)
+            row = replace(row, where=where) if len(where) == pool.min else fewer(row, where, pools)
+        rows.append(row)
+    return rows
+
+
+def alone(pool: PoolSpec, stored: Stored, bundle: Bundle, rooms: Sequence[Room], offload: str) -> Planned:
+    each = {part: sum(held.values()) for part, held in kept(pool, stored).items()}
+    why = [*faults_of(pool, stored), *no_room(pool, bundle, rooms)]
+    gangs = [] if why else gangs_of(pool, bundle, rooms, pool.max)[0]
+    return Planned(
+        pool=pool.called,
+        model=pool.model,
+        tensor=pool.tensor,
+        sequence=pool.sequence,
+        ranks=pool.ranks,
+        min=pool.min,
+        max=pool.max,
+        device=pool.device,
+        precision=pool.precision,
+        weights=stored.folder,
+        stored={part: report.precision for part, report in stored.parts.items()},
+        rank_bytes={str(part): nbytes for part, nbytes in each.items()},
+        weight_bytes=sum(each.values()),
+        room_bytes=room_bytes(pool, stored),
+        cpus_per_rank=pool.cpus,
+        gpus_per_rank=pool.gpus or 0.0,
+        cpus=pool.cpus * pool.ranks,
+        gpus=(pool.gpus or 0.0) * pool.ranks,
+        labels=pool.labels,
+        gangs=len(gangs),
+        where=gangs[:1],
+        fits="no" if why else "yes",
+        why=why,
+        notes=notes_on(pool, stored, rooms, offload),
+    )
+
+
+def gangs_of(pool: PoolSpec, bundle: Bundle, rooms: Sequence[Room], most: int) -> tuple[list[list[str]], list[Room]]:
+    """Where so many gangs lie, or as many of them as find room, and what is left then."""
+    gangs: list[list[str]] = []
+    left = list(rooms)
+    while len(gangs) < most and (found := place(bundle, pool.sequence, left)) is not None:
+        gangs.append([name for name in found[0] for _ in range(pool.tensor)])
+        left = found[1]
+    return gangs, left
+
+
+def fewer(row: Planned, where: list[list[str]], pools: Sequence[PoolSpec]) -> Planned:
+    others = ", ".join(pool.called for pool in pools if pool.min and pool.called != row.pool)
+    beside = f" beside what is kept warm of {others}" if others else ""
+    why = f"{row.min} gangs are to be kept warm, and{beside} the nodes have room for {len(where)}"
+    return replace(row, fits="fewer", where=where or row.where, why=[why])
+
+
+def faults_of(pool: PoolSpec, stored: Stored) -> list[str]:
+    """What is wrong with the pool wherever it runs."""
+    why = [stored.lacks] if stored.lacks else []
+    transformer = stored.parts.get("transformer")
+    if transformer is not None and transformer.sizes is not None:
+        try:
+            check(transformer.sizes, pool.tensor)
+        except ValueError as error:
+            why.append(str(error))
+    gpus = pool.gpus or 0.0
+    if pool.device.startswith("cuda") and not gpus:
+        why.append(f"device is {pool.device} and its ranks ask for no GPU, so Ray shows them none: set gpus")
+    if gpus > 1 and gpus % 1:
+        why.append(f"a rank asks for {gpus:g} GPUs: above 1 Ray gives whole ones only")
+    if 0 < gpus < 1 and pool.ranks > 1:
+        why.append(f"{pool.ranks} ranks of one gang must not share a GPU, and each asks for {gpus:g} of one")
+    return why
+
+
+def no_room(pool: PoolSpec, bundle: Bundle, rooms: Sequence[Room]) -> list[str]:
+    """Why not one gang finds room on the nodes, were nothing else there; empty where one does."""
+    if place(bundle, pool.sequence, rooms) is not None:
+        return []
+    fit = [room for room in rooms if has_labels(room.node, bundle.labels)]
+    if not fit:
+        asked = ", ".join(f"{name}={value}" for name, value in pool.labels.items())
+        return [f"no node has the labels {asked}" if rooms else "there is no node"]
+    which = "the nodes with its labels" if pool.labels else "the nodes"
+    amounts = (
+        ("CPUs", bundle.cpus, [room.cpus for room in fit]),
+        ("GPUs", bundle.gpus, [sum(room.gpus) for room in fit]),
+    )
+    for kind, each, there in amounts:
+        if each * pool.sequence > sum(there):
+            whole, ranks = f"{each * pool.sequence / UNIT:g} {kind}", f"{pool.ranks} rank{'s' * (pool.ranks > 1)}"
+            return [f"a gang of {ranks} needs {whole}, and {which} have {sum(there) / UNIT:g} in all"]
+    who = (
+        f"the {pool.tensor} tensor ranks of a member must lie on one node and need"
+        if pool.tensor > 1
+        else "a rank needs"
+    )
+    for kind, each, there in amounts:
+        if each > max(there):
+            return [f"{who} {each / UNIT:g} {kind}, and no one of {which} has more than {max(there) / UNIT:g}"]
+    return [*no_memory(bundle, who, fit)] or [_side_by_side(pool, bundle, which, rooms)]
+
+
+def no_memory(bundle: Bundle, who: str, rooms: Sequence[Room]) -> list[str]:
+    """What no one of these nodes has, where the memory of them all is known."""
+    wanted = bundle.gpu_bytes if bundle.gpus else bundle.host_bytes
+    known = [room.node.gpu_bytes if bundle.gpus else room.node.host_bytes for room in rooms]
+    most = max((nbytes for nbytes in known if nbytes is not None), default=0)
+    if None in known or wanted <= most:
+        return []
+    if bundle.gpus:
+        return [f"a rank needs a GPU of {gigabytes(wanted)}, and the largest has {gigabytes(most)}"]
+    return [f"{who} {gigabytes(wanted)} of memory, and the largest node has {gigabytes(most)}"]
+
+
+def _side_by_side(pool: PoolSpec, bundle: Bundle, which: str, rooms: Sequence[Room]) -> str:
+    found = next(count for count in range(pool.sequence - 1, -1, -1) if place(bundle, count, rooms) is not None)
+    each = f"{bundle.cpus / UNIT:g} CPUs, {bundle.gpus / UNIT:g} GPUs"
+    memory = f" and {gigabytes(nbytes)} of memory" if (nbytes := bundle.gpu_bytes or bundle.host_bytes) else ""
+    return f"a gang has {pool.sequence} members of {each}{memory}, each on one node; {which} have room for {found}"
+
+
+def notes_on(pool: PoolSpec, stored: Stored, rooms: Sequence[Room], offload: str) -> list[str]:
+    """What is no reason against it, and worth knowing."""
+    notes = []
+    if wide := [part for part, report in stored.parts.items() if "fp8" in report.precision]:
+        notes.append(f"{' and '.join(wide)} in fp8 in the files, widened to {pool.precision} when read")
+    t5 = stored.parts.get("t5")
+    if t5 is not None and isinstance(t5.sizes, T5Sizes) and not shares(t5.sizes, pool.tensor):
+        notes.append(f"{pool.tensor} ranks cannot share the {t5.sizes.num_heads} heads of T5: each has it whole")
+    if streamed(pool, offload):
+        whole = bundle_of(pool, stored, "never").gpu_bytes
+        known = [room.node.gpu_bytes for room in rooms if room.node.gpu_bytes and has_labels(room.node, pool.labels)]
+        if offload == "always" or (known and max(known) < whole):
+            notes.append(f"blocks stream from the memory of the host: whole, a rank needs {gigabytes(whole)}")
+    return notes
+
+
+def bundle_of(pool: PoolSpec, stored: Stored, offload: str = "never") -> Bundle:
+    """One member of a gang. Where blocks may stream, the memory asked for is what is needed then."""
+    gpus = pool.gpus or 0.0
+    parts = kept(pool, stored)
+    if streamed(pool, offload):
+        weights = sum(streaming_bytes(held) for held in parts.values())
+    else:
+        weights = sum(sum(held.values()) for held in parts.values())
+    each = weights + room_bytes(pool, stored) if parts else 0
+    on_gpu = pool.device.startswith("cuda")
+    return Bundle(
+        units(pool.cpus * pool.tensor),
+        units(gpus * pool.tensor),
+        pool.labels,
+        gpu_bytes=ceil(each / min(gpus, 1.0)) if on_gpu and gpus else 0,
+        host_bytes=0 if on_gpu else each * pool.tensor,
+    )
+
+
+def streamed(pool: PoolSpec, offload: str) -> bool:
+    return pool.device.startswith("cuda") and offload != "never"

@@ -1,0 +1,95 @@
+"""`farm pool`: what the pools would take, and what stands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farm.commands.output import as_json, table
+
+if TYPE_CHECKING:
+    from actors.placing import Node
+    from actors.planning import Planned
+
+pool = typer.Typer(help="The gangs: what the pools would take, and what stands.")
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+@pool.command("plan")
+def plan(json_: Json = False) -> None:
+    """Say what each pool would place where, what it takes, and why it does not fit; nothing is started. Exit code 1 if
+    a pool of farm.toml does not fit."""
+    from actors.models import catalogue
+    from actors.nodes import nodes_of
+    from actors.plan import pools_of
+    from actors.planning import planned, settled
+    from actors.weighing import stored_in
+    from farm import config
+
+    settings, cards = config.load(), catalogue()
+    pools = pools_of(settings, cards)
+    seen, nodes = nodes_of(settings)
+    pools = tuple(settled(one, settings, any(node.gpus for node in nodes)) for one in pools)
+    stored = {one.called: stored_in(cards[one.model], one.weights) for one in pools}
+    rows = planned(pools, stored, nodes, settings.offload)
+    if json_:
+        as_json({"seen": seen, "nodes": [asdict(node) for node in nodes], "pools": [asdict(row) for row in rows]})
+    else:
+        _print_plan(seen, nodes, rows)
+    declared = {one.called for one in settings.pools}
+    if any(row.fits != "yes" for row in rows if row.pool in declared):
+        raise typer.Exit(1)
+
+
+def _print_plan(seen: str, nodes: list[Node], rows: list[Planned]) -> None:
+    print(f"nodes: {seen}")
+    table([_node(node) for node in nodes], ["node", "CPUs", "GPUs", "GPU memory", "memory", "labels"])
+    print()
+    shown = [_planned(row) for row in rows]
+    table(shown, ["pool", "model", "shape", "gangs", "precision", "weights", "room", "CPUs", "GPUs", "fits", "where"])
+    print("shape: tensor x sequence ranks; weights and room to work: of one rank; CPUs and GPUs: of one gang")
+    for row in rows:
+        for said in (*row.why, *row.notes):
+            print(f"{row.pool}: {said}")
+
+
+def _node(node: Node) -> dict[str, Any]:
+    from actors.weighing import gigabytes
+
+    labels = ", ".join(f"{name}={value}" for name, value in node.labels.items() if name != "ray.io/node-id")
+    return {
+        "node": node.name,
+        "CPUs": node.cpus,
+        "GPUs": node.gpus,
+        "GPU memory": gigabytes(node.gpu_bytes) if node.gpu_bytes else "",
+        "memory": gigabytes(node.host_bytes) if node.host_bytes else "",
+        "labels": labels,
+    }
+
+
+def _planned(row: Planned) -> dict[str, Any]:
+    from actors.weighing import gigabytes
+
+    known = len(row.rank_bytes) == len(row.stored) and row.rank_bytes
+    return {
+        "pool": row.pool,
+        "model": row.model,
+        "shape": f"{row.tensor}x{row.sequence}",
+        "gangs": f"{row.min} to {row.max}",
+        "precision": row.precision,
+        "weights": gigabytes(row.weight_bytes) if known else "?",
+        "room": gigabytes(row.room_bytes) if known else "?",
+        "CPUs": row.cpus,
+        "GPUs": row.gpus,
+        "fits": row.fits,
+        "where": _where(row),
+    }
+
+
+def _where(row: Planned) -> str:
+    """How many ranks on which node."""
+    ranks = Counter(name for gang in row.where for name in gang)
+    return ", ".join(f"{count} on {name}" for name, count in ranks.items())

@@ -1,0 +1,344 @@
+"""What `farm pool plan` says, against every way there is to lay bundles on nodes, and against what ranks allocate."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed import ProcessGroup
+from transformers import T5Config, T5EncoderModel
+
+from actors.cards import DEV, TINY
+from actors.flux.check import PartReport
+from actors.flux.checkpoint import stored_part
+from actors.flux.config import FLUX1_DEV, FLUX1_VAE, FluxConfig
+from actors.flux.exchange import GangShape, Seat, cut_network
+from actors.flux.model import Flux
+from actors.flux.shapes import ClipSizes, Sizes, T5Sizes, expected
+from actors.flux.sharding import Place, kept_shapes, slices
+from actors.flux.sizes import Differences
+from actors.flux.weights import load_flux, load_t5
+from actors.models import TINY_FOLDER
+from actors.placing import Node, answers
+from actors.planning import Planned, faults_of, planned, settled
+from actors.weighing import Stored, held_bytes, stored_in
+from farm.config import PoolSpec, Settings
+from tests.flux import containers_kit as kit
+from tests.flux.test_weights_check import real_comfyui
+
+NOTHING = Stored("", {})
+SMALL = FluxConfig(vec_in_dim=16, context_in_dim=24, hidden_size=128, num_heads=8, depth=1, axes_dim=(4, 6, 6))
+T5 = T5Sizes(vocab_size=60, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=4)
+DEGREES = (1, 2, 4, 8)
+
+
+def pool(name: str = "p", **more: Any) -> PoolSpec:
+    """As `settled` leaves it."""
+    given: dict[str, Any] = {"device": "cuda" if more.get("gpus") else "cpu", "precision": "bfloat16", "gpus": 0.0}
+    return PoolSpec(model="flux1-dev", name=name, **(given | more))
+
+
+def plan_of(pools: Sequence[PoolSpec], nodes: Sequence[Node], stored: Stored = NOTHING) -> list[Planned]:
+    return planned(pools, {one.called: stored for one in pools}, nodes)
+
+
+def one(spec: PoolSpec, nodes: Sequence[Node], stored: Stored = NOTHING) -> Planned:
+    return plan_of([spec], nodes, stored)[0]
+
+
+def report(part: Any, sizes: Sizes, precision: str = "bfloat16") -> PartReport:
+    count = sum(map(math.prod, expected(sizes).values()))
+    return PartReport(part, (f"{part}.safetensors",), precision, 2 * count, count, sizes, Differences())
+
+
+ZONES = st.sampled_from([{}, {"zone": "a"}, {"zone": "b"}])
+NODES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), ZONES), min_size=0, max_size=3)
+SHAPES = st.fixed_dictionaries(
+    {
+        "tensor": st.integers(1, 2),
+        "sequence": st.integers(1, 3),
+        "cpus": st.sampled_from([0.25, 0.5, 1.0, 2.0]),
+        "gpus": st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0]),
+        "labels": st.sampled_from([{}, {"zone": "a"}, {"zone": "!a"}, {"zone": "in(a, b)"}]),
+        "min": st.integers(0, 2),
+        "max": st.just(2),
+    }
+)
+
+
+def stands(bundles: Sequence[PoolSpec], nodes: Sequence[Node]) -> bool:
+    """Whether there is any way to lay them out; each pool named stands for one member of a gang."""
+    ways = itertools.product(range(len(nodes)), repeat=len(bundles))
+    return any(
+        all(
+            holds(node, [b for b, at in zip(bundles, way, strict=True) if at == number])
+            for number, node in enumerate(nodes)
+        )
+        for way in ways
+    )
+
+
+def holds(node: Node, bundles: Sequence[PoolSpec]) -> bool:
+    gpus = [one.tensor * (one.gpus or 0.0) for one in bundles]
+    whole = sum(each for each in gpus if each >= 1)
+    # Halves and quarters fill GPUs without a rest.
+    shared = math.ceil(sum(each for each in gpus if each < 1))
+    zone = node.labels.get("zone")
+    allowed = {"a": zone == "a", "!a": zone != "a", "in(a, b)": zone in ("a", "b"), None: True}
+    return (
+        sum(one.tensor * one.cpus for one in bundles) <= node.cpus
+        and whole + shared <= node.gpus
+        and all(allowed[one.labels.get("zone")] for one in bundles)
+    )
+
+
+@given(NODES, st.lists(SHAPES, min_size=1, max_size=2))
+def test_it_never_says_that_fits_what_no_way_of_laying_it_out_does(
+    drawn: list[tuple[int, int, Mapping[str, str]]], shapes: list[dict[str, Any]]
+) -> None:
+    nodes = [Node(f"n{number}", cpus, gpus, labels) for number, (cpus, gpus, labels) in enumerate(drawn)]
+    pools = [pool(f"p{number}", **shape) for number, shape in enumerate(shapes)]
+    rows = plan_of(pools, nodes)
+    for spec, row in zip(pools, rows, strict=True):
+        sound = not faults_of(spec, NOTHING)
+        assert (row.fits != "no") == (sound and stands([spec] * spec.sequence, nodes)), row
+        assert bool(row.why) == (row.fits != "yes")
+        assert all(len(gang) == spec.ranks for gang in row.where)
+        members = [gang[at : at + spec.tensor] for gang in row.where for at in range(0, spec.ranks, spec.tensor)]
+        assert all(len(set(member)) == 1 for member in members), "tensor ranks lie on one node"
+    warm = [
+        spec
+        for spec, row in zip(pools, rows, strict=True)
+        if row.fits == "yes"
+        for _ in range(spec.min * spec.sequence)
+    ]
+    assert stands(warm, nodes), "all that is kept warm stands at the same time"
+
+
+@given(st.integers(0, 6), st.integers(1, 2), st.integers(1, 3))
+def test_as_many_gangs_are_counted_as_there_is_room_for(cpus: int, tensor: int, sequence: int) -> None:
+    row = one(pool(tensor=tensor, sequence=sequence, max=4), [Node("a", cpus), Node("b", 2)])
+    members = cpus // tensor + 2 // tensor
+    assert row.gangs == min(4, members // sequence)
+
+
+def test_why_it_does_not_fit_is_said_in_words() -> None:
+    two = [Node("a", 8, 2, {"zone": "a"}), Node("b", 8, 1, {"zone": "a"})]
+    gpu: dict[str, Any] = {"gpus": 1.0, "device": "cuda"}
+    whys = {
+        "no node has the labels zone=c": pool(labels={"zone": "c"}),
+        "a gang of 4 ranks needs 4 GPUs, and the nodes have 3 in all": pool(sequence=4, **gpu),
+        "a gang of 20 ranks needs 20 CPUs, and the nodes with its labels have 16 in all": pool(
+            sequence=20, labels={"zone": "a"}
+        ),
+        "the 3 tensor ranks of a member must lie on one node and need 3 GPUs, "
+        "and no one of the nodes has more than 2": pool(tensor=3, **gpu),
+        "a rank needs 9 CPUs, and no one of the nodes has more than 8": pool(cpus=9.0),
+        "a gang has 3 members of 5 CPUs, 0 GPUs, each on one node; the nodes have room for 2": pool(
+            cpus=5.0, sequence=3
+        ),
+        "device is cuda and its ranks ask for no GPU, so Ray shows them none: set gpus": pool(device="cuda"),
+        "a rank asks for 1.5 GPUs: above 1 Ray gives whole ones only": pool(gpus=1.5, device="cuda"),
+        "2 ranks of one gang must not share a GPU, and each asks for 0.5 of one": pool(gpus=0.5, tensor=2),
+    }
+    for why, spec in whys.items():
+        row = one(spec, two)
+        assert (row.fits, row.why[0], row.where) == ("no", why, []), row
+    assert one(pool(), []).why == ["there is no node"]
+
+
+def test_what_is_kept_warm_must_stand_beside_the_others() -> None:
+    node = Node("a", 3)
+    first, second = plan_of([pool("first", min=2, max=2), pool("second", min=2, max=2)], [node])
+    assert (first.fits, first.where) == ("yes", [["a"], ["a"]])
+    assert (second.fits, second.gangs, second.where) == ("fewer", 2, [["a"]])
+    assert second.why == [
+        "2 gangs are to be kept warm, and beside what is kept warm of first the nodes have room for 1"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "yes", "no"),
+    [
+        ("a", ["a"], ["b", None]),
+        ("!a", ["b", None], ["a"]),
+        ("in(a, b)", ["a", "b"], ["c", None]),
+        ("!in(a,b)", ["c", None], ["b"]),
+    ],
+)
+def test_labels_are_asked_for_as_ray_does(asked: str, yes: list[str | None], no: list[str | None]) -> None:
+    assert all(answers(value, asked) for value in yes)
+    assert not any(answers(value, asked) for value in no)
+
+
+@given(
+    st.sampled_from([(8, 16), (12, 16), (24, 32)]),
+    st.integers(1, 2),
+    st.sampled_from([1, 2, 3, 4, 6, 8]),
+    st.sampled_from(["float32", "bfloat16", "float16"]),
+)
+def test_the_bytes_of_all_ranks_are_the_whole_and_what_each_has_again(
+    heads: tuple[int, int], depth: int, tensor: int, precision: str
+) -> None:
+    count, width = heads
+    flux = FluxConfig(
+        hidden_size=count * width, num_heads=count, depth=depth, depth_single_blocks=depth, axes_dim=(width - 8, 4, 4)
+    )
+    t5 = T5Sizes(vocab_size=60, d_model=24, d_kv=8, d_ff=240, num_layers=depth, num_heads=count)
+    for sizes in (flux, t5):
+        if count % tensor:
+            continue
+        whole = held_bytes(sizes, 1, precision)
+        places = [Place(rank, tensor) for rank in range(tensor)]
+        shares = [kept_shapes(sizes, place) for place in places]
+        again = [name for name, shape in expected(sizes).items() if slices(sizes, name, shape, places[0]) is None]
+        wide = {name: nbytes // math.prod(expected(sizes)[name]) for name, nbytes in whole.items()}
+        ranks = [sum(math.prod(shape) * wide[name] for name, shape in share.items()) for share in shares]
+        assert ranks == [sum(held_bytes(sizes, tensor, precision).values())] * tensor
+        assert sum(ranks) == sum(whole.values()) + (tensor - 1) * sum(whole[name] for name in again)
+
+
+def test_a_network_that_cannot_be_shared_is_whole_on_each() -> None:
+    assert held_bytes(T5, 3, "bfloat16") == held_bytes(T5, 1, "bfloat16")
+    for sizes in (FLUX1_VAE, ClipSizes()):
+        assert held_bytes(sizes, 8, "bfloat16") == held_bytes(sizes, 1, "bfloat16")
+
+
+def seat(rank: int, tensor: int) -> Seat:
+    """Nobody talks while weights are read, so that no group need stand."""
+    group = cast("ProcessGroup", object())
+    alone = Place(0, 1)
+    return Seat(GangShape(tensor), Place(rank, tensor), group, alone, None, None, None)
+
+
+def allocated(network: nn.Module) -> int:
+    memories = {tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in network.parameters()}
+    return sum(memories.values())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("tensor", DEGREES)
+def test_a_rank_allocates_what_the_plan_counts(tmp_path: Path, tensor: int, precision: str) -> None:
+    dtype: torch.dtype = getattr(torch, precision)
+    config = FluxConfig(**(vars(SMALL) | {"depth_single_blocks": 2}))
+    t5 = T5Sizes(**(vars(T5) | {"num_heads": 8}))
+    save_file(kit.random_tensors(config), tmp_path / "flux.safetensors")
+    save_file(kit.random_tensors(t5), tmp_path / "t5xxl.safetensors")
+    stored = stored_part(tmp_path / "t5xxl.safetensors", "t5")
+    for rank in {0, tensor - 1}:
+        mine = seat(rank, tensor) if tensor > 1 else None
+        flux = load_flux(tmp_path / "flux.safetensors", config, "cpu", dtype, mine)
+        assert allocated(flux) == sum(held_bytes(config, tensor, precision).values())
+        assert allocated(load_t5(stored, "cpu", dtype, mine)) == sum(held_bytes(t5, tensor, precision).values())
+
+
+def on_meta(sizes: FluxConfig | T5Sizes, place: Place) -> int:
+    """The bytes in bfloat16 of a network of this size, cut as ranks cut theirs."""
+    with torch.device("meta"):
+        network = (
+            Flux(sizes)
+            if isinstance(sizes, FluxConfig)
+            else T5EncoderModel(T5Config(**vars(sizes), feed_forward_proj="gated-gelu"))
+        )
+    cut_network(network, sizes, place, cast("ProcessGroup", object()))
+    return 2 * sum({id(tensor): tensor.numel() for tensor in network.parameters()}.values())
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3"])
+def test_flux1_dev_at_its_size_is_counted_rank_by_rank(tmp_path: Path, dtype: str) -> None:
+    stored = stored_in(DEV, str(real_comfyui(tmp_path, dtype=dtype)))
+    assert stored.lacks == ""
+    node = Node("a", 8, 8, {}, gpu_bytes=24 * 10**9)
+    rows = {tensor: one(pool(tensor=tensor, gpus=1.0), [node], stored) for tensor in DEGREES}
+    for tensor, row in rows.items():
+        assert row.rank_bytes["transformer"] == on_meta(FLUX1_DEV, Place(tensor - 1, tensor))
+        assert row.rank_bytes["t5"] == on_meta(T5Sizes(), Place(tensor - 1, tensor))
+        assert row.rank_bytes["vae"] == 2 * sum(map(math.prod, expected(FLUX1_VAE).values()))
+        assert row.weight_bytes == sum(row.rank_bytes.values())
+        assert bool(row.notes) == (dtype == "F8_E4M3" or tensor == 1)
+        assert [said for said in row.notes if "fp8" in said] == (
+            ["transformer in fp8 in the files, widened to bfloat16 when read"] if dtype == "F8_E4M3" else []
+        )
+    sizes = [round(rows[tensor].weight_bytes / 1e9, 1) for tensor in DEGREES]
+    assert sizes == [33.7, 17.3, 9.0, 4.9]
+
+
+def test_a_gpu_too_small_is_a_reason_unless_blocks_may_stream(tmp_path: Path) -> None:
+    stored = stored_in(DEV, str(real_comfyui(tmp_path)))
+    nodes = [Node("a", 8, 2, {}, gpu_bytes=24 * 10**9)]
+    specs = {"whole": pool("whole", gpus=1.0), "shared": pool("shared", gpus=1.0, tensor=2)}
+    for offload, fits in (("auto", ["yes", "yes"]), ("never", ["no", "yes"])):
+        rows = planned([*specs.values()], dict.fromkeys(specs, stored), nodes, offload)
+        assert [row.fits for row in rows] == fits
+    assert rows[0].why == ["a rank needs a GPU of 37.0 GB, and the largest has 24.0 GB"]
+    (streams, _) = planned([*specs.values()], dict.fromkeys(specs, stored), nodes)
+    assert streams.notes == ["blocks stream from the memory of the host: whole, a rank needs 37.0 GB"]
+    unknown = planned([specs["whole"]], {"whole": stored}, [Node("a", 8, 2)], "never")
+    assert unknown[0].fits == "yes", "no one can tell"
+    half = planned([pool("half", gpus=0.5)], {"half": stored}, [Node("a", 8, 2, {}, 48 * 10**9)], "never")
+    assert half[0].why == ["a rank needs a GPU of 73.9 GB, and the largest has 48.0 GB"]
+
+
+def test_ranks_on_cpus_share_the_memory_of_their_node(tmp_path: Path) -> None:
+    stored = Stored("", {"transformer": report("transformer", FLUX1_DEV)})
+    large, small = Node("a", 8, host_bytes=64 * 10**9), Node("b", 8, host_bytes=30 * 10**9)
+    assert one(pool(), [large, small], stored).gangs == 1
+    assert one(pool(max=4), [large, small], stored).gangs == 3
+    assert one(pool(precision="float32"), [small], stored).why == [
+        "a rank needs 48.4 GB of memory, and the largest node has 30.0 GB"
+    ]
+
+
+def test_a_shape_that_does_not_divide_is_told_with_those_that_do(tmp_path: Path) -> None:
+    stored = Stored("", {"transformer": report("transformer", FLUX1_DEV), "t5": report("t5", T5Sizes())})
+    row = one(pool(tensor=5, sequence=2), [Node("a", 10)], stored)
+    assert row.why == ["tensor 5 does not divide 24 heads: possible are 1, 2, 3, 4, 6, 8, 12, 24"]
+    row = one(pool(tensor=3, sequence=2), [Node("a", 3), Node("b", 3)], stored)
+    assert row.where == [["a"] * 3 + ["b"] * 3]
+    assert row.notes == ["3 ranks cannot share the 64 heads of T5: each has it whole"]
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    real_comfyui(tmp_path)
+    (tmp_path / "vae" / "ae.safetensors").unlink()
+    row = one(pool(), [Node("a", 8)], stored_in(DEV, str(tmp_path)))
+    assert row.fits == "no"
+    assert "flux1-dev lacks vae: not in" in row.why[0]
+    assert set(row.rank_bytes) == {"transformer", "t5", "clip"}
+
+
+def test_the_tiny_models_pool_is_as_it_says() -> None:
+    spec = settled(PoolSpec(model="tiny"), Settings(), gpus_there=False)
+    row = planned([spec], {"tiny": stored_in(TINY, spec.weights)}, [Node("a", 2)])[0]
+    assert (row.fits, row.precision, row.device, row.weights) == ("yes", "float32", "cpu", str(TINY_FOLDER))
+    assert Counter(name for gang in row.where for name in gang) == {"a": 1}
+    assert json.loads(json.dumps(row.rank_bytes)).keys() == {"transformer", "vae", "t5", "clip"}
+
+
+@pytest.mark.parametrize(
+    ("given_", "there", "device", "gpus", "precision"),
+    [
+        ({}, True, "cuda", 1.0, "bfloat16"),
+        ({}, False, "cpu", 0.0, "float32"),
+        ({"gpus": 0.0}, True, "cpu", 0.0, "float32"),
+        ({"device": "cuda"}, False, "cuda", 1.0, "bfloat16"),
+        ({"device": "cpu"}, True, "cpu", 0.0, "float32"),
+        ({"precision": "float16", "gpus": 0.5}, True, "cuda", 0.5, "float16"),
+    ],
+)
+def test_what_a_pool_leaves_open_is_filled_in_as_ranks_do(
+    given_: dict[str, Any], there: bool, device: str, gpus: float, precision: str
+) -> None:
+    spec = settled(PoolSpec(model="tiny", **given_), Settings(models="/m"), there)
+    assert (spec.device, spec.gpus, spec.precision, spec.weights) == (device, gpus, precision, "/m")
