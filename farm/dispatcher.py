@@ -18,6 +18,7 @@ from farm.job import CAUSES, Cause, Payer
 from farm.outages import FARM, Outages
 from farm.pipeline import Group, Ports
 from farm.ports import Lease
+from farm.suspects import Suspects
 
 log = logging.getLogger("farm.dispatcher")
 IDLE_S = 0.1
@@ -48,7 +49,7 @@ class Dispatcher:
         self.stopping, self.ended = threading.Event(), threading.Event()
         self.head_signed_at = 0.0
         self.flights: dict[Future[Group], InFlight] = {}
-        self.outages = Outages(clock)
+        self.outages, self.suspects = Outages(clock), Suspects()
         self.probed = threading.Event()  # once: before that nothing is known, and nothing said
         self.warm: set[str] = set()
 
@@ -101,7 +102,7 @@ class Dispatcher:
         return []
 
     def _fly(self, flight: InFlight) -> Group:
-        group = Group(self.ports, flight.lost.is_set)
+        group = Group(self.ports, flight.lost.is_set, self.suspects)
         try:
             group.run(flight.leases)
         except Fault as fault:  # the queue itself could not be written: the leases will run out

@@ -58,6 +58,7 @@ class Cause(StrEnum):
     GATE_ERROR = "gate_error"
     SIGN_REFUSED = "sign_refused"
     UNVERIFIED = "unverified"
+    POISON = "poison"  # it alone met, again and again, what else is an outage (farm.suspects)
     NOT_FINITE = "not_finite"
     OUT_OF_MEMORY = "out_of_memory"
     GANG_DIED = "gang_died"
@@ -67,6 +68,7 @@ class Cause(StrEnum):
     RAY_GONE = "ray_gone"
     GATE_DOWN = "gate_down"
     SIGNER_DOWN = "signer_down"
+    SIGNER_FAILED = "signer_failed"  # it took the work, and died or failed over it
     TIMESTAMP_DOWN = "timestamp_down"
     STORE_FULL = "store_full"
     STORE_DOWN = "store_down"
@@ -82,6 +84,7 @@ CAUSES: dict[Cause, Payer] = {
     Cause.GATE_ERROR: Payer.JOB,
     Cause.SIGN_REFUSED: Payer.JOB,
     Cause.UNVERIFIED: Payer.JOB,
+    Cause.POISON: Payer.JOB,
     Cause.NOT_FINITE: Payer.GANG,
     Cause.OUT_OF_MEMORY: Payer.GANG,
     Cause.GANG_DIED: Payer.GANG,
@@ -91,6 +94,7 @@ CAUSES: dict[Cause, Payer] = {
     Cause.RAY_GONE: Payer.ENVIRONMENT,
     Cause.GATE_DOWN: Payer.ENVIRONMENT,
     Cause.SIGNER_DOWN: Payer.ENVIRONMENT,
+    Cause.SIGNER_FAILED: Payer.ENVIRONMENT,
     Cause.TIMESTAMP_DOWN: Payer.ENVIRONMENT,
     Cause.STORE_FULL: Payer.ENVIRONMENT,
     Cause.STORE_DOWN: Payer.ENVIRONMENT,
@@ -98,7 +102,7 @@ CAUSES: dict[Cause, Payer] = {
     Cause.WEIGHTS_MISSING: Payer.ENVIRONMENT,
     Cause.LICENCE_NOT_ACCEPTED: Payer.ENVIRONMENT,
 }
-FINAL = frozenset({Cause.BAD_INPUT})  # the same file and words would fare no better another time
+FINAL = frozenset({Cause.BAD_INPUT, Cause.POISON})  # the same file and words would fare no better another time
 MAX_OWN_FAULTS = 3
 MAX_GANGS = 3
 MAX_GANG_FAULTS = 9  # where gangs have no name, or one is met again and again

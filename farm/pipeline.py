@@ -6,6 +6,7 @@ verdict, sent back or failed by a fault, or superseded because their lease was l
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from farm.ports import (
     Verdict,
     Verifier,
 )
+from farm.suspects import SUSPICIOUS, Suspects
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -64,6 +66,7 @@ class Group:
 
     ports: Ports
     cancelled: Callable[[], bool] = lambda: False
+    suspects: Suspects = field(default_factory=Suspects)
     faults: list[Fault] = field(default_factory=list)
     published: int = 0  # or held: they went the whole way
 
@@ -75,6 +78,7 @@ class Group:
         finished = [done for item in passed if (done := self.sign_and_store(item)) is not None]
         if finished:
             self.published = sum(self.ports.queue.publish(finished))
+            self.suspects.passed(done.lease.job_id for done in finished)
 
     def judge_prompts(self, leases: Sequence[Lease]) -> list[Lease]:
         """Before any GPU time is spent."""
@@ -187,5 +191,8 @@ class Group:
         ]
 
     def fault(self, lease: Lease, fault: Fault) -> None:
+        fault = self.suspects.judge(lease.job_id, fault)
         self.faults.append(fault)
-        self.ports.queue.fault(lease, fault, gang=fault.gang, retry_s=self.ports.retry_s)
+        # A suspect comes after those that were with it, and not always together with another.
+        later = random.uniform(2, 3) if fault.cause in SUSPICIOUS else 1  # noqa: S311
+        self.ports.queue.fault(lease, fault, gang=fault.gang, retry_s=self.ports.retry_s * later)

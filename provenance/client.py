@@ -23,7 +23,8 @@ TIMEOUT = 120.0  # seconds; a large PNG takes a few to encode
 
 @dataclass(frozen=True, slots=True)
 class SignerClient:
-    """Trouble is a Fault: SIGNER_DOWN if it does not answer, SIGN_REFUSED with its reason, or the cause it names."""
+    """Trouble is a Fault: SIGNER_DOWN if it is not there, SIGNER_FAILED if it takes the request and fails over it,
+    SIGN_REFUSED with its reason, or the cause it names."""
 
     path: Path
     timeout: float = TIMEOUT
@@ -48,12 +49,15 @@ class SignerClient:
 
     def _ask(self, method: str, route: str, asked: dict[str, Any], body: bytes | None = None) -> _Answer:
         connection = _UnixConnection(self.path, self.timeout)
+        met = Cause.SIGNER_DOWN
         try:
+            connection.connect()
+            met = Cause.SIGNER_FAILED
             connection.request(method, f"{route}?{urlencode(asked)}", body)
             response = connection.getresponse()
             answer = _Answer(response.status, dict(response.headers), response.read())
         except (OSError, http.client.HTTPException) as error:
-            raise Fault(Cause.SIGNER_DOWN, f"the signer at {self.path} does not answer: {error}") from error
+            raise Fault(met, f"the signer at {self.path} does not answer: {error}") from error
         finally:
             connection.close()
         if answer.status == http.client.OK:
@@ -88,7 +92,7 @@ def _trouble(route: str, answer: _Answer) -> Exception:
     if route == "/salt" and answer.status == http.client.NOT_FOUND:
         return NotFound(problem["detail"])
     # A refusal is about the job; a signer that fails is an outage, and nobody's fault (law 9).
-    default = Cause.SIGNER_DOWN if answer.status >= http.client.INTERNAL_SERVER_ERROR else Cause.SIGN_REFUSED
+    default = Cause.SIGNER_FAILED if answer.status >= http.client.INTERNAL_SERVER_ERROR else Cause.SIGN_REFUSED
     return Fault(Cause(problem.get("cause", default)), problem["detail"])
 
 

@@ -25,6 +25,7 @@ from farm.job_queue import JobQueue, NewJob
 from farm.pipeline import Group, Ports
 from farm.ports import Frame, Lease, Outcome, Rendered, RenderRequest, Stage, Verdict
 from farm.store import open_store
+from farm.suspects import STRIKES, SUSPICIOUS, Suspects
 from farm.tables import ARTIFACT, COMPONENT, EVENT, JOB, JOB_FAULT, VERDICT
 from tests.fakes import FlatRenderer, StampSigner, StampVerifier, WordGate, away
 
@@ -73,9 +74,9 @@ def rows(ports: FakePorts, table: Table) -> list[RowMapping]:
         return list(connection.execute(select(table)).mappings().all())
 
 
-def run(ports: FakePorts) -> list[Fault]:
+def run(ports: FakePorts, suspects: Suspects | None = None) -> list[Fault]:
     """All that can be leased, as one group."""
-    group = Group(ports)
+    group = Group(ports, suspects=suspects or Suspects())
     group.run(lease_all(ports))
     return group.faults
 
@@ -146,6 +147,73 @@ def test_a_job_that_kills_what_it_meets_fails_with_its_errors_and_takes_no_neigh
     assert states(ports) == {"published": 2, "failed": 1}
     met = rows(ports, JOB_FAULT)
     assert [row["detail"] for row in met] == ["died of 1"] * 3
+
+
+@pytest.mark.parametrize("cause", sorted(SUSPICIOUS))
+def test_what_one_job_alone_meets_again_and_again_while_others_get_through_is_its_own(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch, cause: Cause
+) -> None:
+    sign = ports.signer.sign
+
+    def signing(lease: Lease, frame: Frame) -> Any:
+        if lease.spec.seed == 1:
+            raise away(cause)
+        return sign(lease, frame)
+
+    monkeypatch.setattr(ports.signer, "sign", signing)
+    submit(ports, NewJob(line=1, spec=spec(seed=1)))
+    suspects = Suspects()
+    for _ in range(3 * STRIKES):
+        run(ports, suspects)
+    assert states(ports) == {"queued": 1}, "nobody got through: it may well be an outage"
+    for seed in range(2, STRIKES + 1):
+        assert states(ports) == {"queued": 1} | ({"published": seed - 2} if seed > 2 else {})
+        submit(ports, NewJob(line=1, spec=spec(seed=seed)))
+        run(ports, suspects)
+    faults = run(ports, suspects)
+    assert states(ports) == {"failed": 1, "published": STRIKES - 1}
+    assert [fault.cause for fault in faults] == [Cause.POISON]
+    (met,) = rows(ports, JOB_FAULT)
+    assert (met["cause"], met["payer"]) == ("poison", "job")
+    assert f"{cause} in this test" in met["detail"]
+
+
+def test_a_job_that_gets_through_is_no_suspect_any_more() -> None:
+    suspects, fault = Suspects(), away(Cause.SIGNER_FAILED)
+    for _ in range(4 * STRIKES):
+        suspects.passed([2])
+        assert suspects.judge(1, fault) is fault
+        if suspects.met[1].times == STRIKES - 1:
+            suspects.passed([1])
+    assert all(suspects.judge(1, away(cause)).cause is cause for cause in Cause if cause not in SUSPICIOUS)
+
+
+def test_a_job_of_which_the_signer_dies_fails_and_takes_no_neighbour_along(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others of its group find no signer, because it comes first."""
+    sign, back = ports.signer.sign, [0.0]
+
+    def signing(lease: Lease, frame: Frame) -> Any:
+        if time.monotonic() < back[0]:
+            raise away(Cause.SIGNER_DOWN)
+        if lease.spec.seed == 1:
+            back[0] = time.monotonic() + 0.05
+            raise away(Cause.SIGNER_FAILED)
+        return sign(lease, frame)
+
+    monkeypatch.setattr(ports.signer, "sign", signing)
+    seeds = itertools.count(1)
+
+    def over() -> bool:
+        now = states(ports)
+        if not now["failed"] and now["queued"] + now["leased"] <= 1:
+            submit(ports, *(NewJob(line=line, spec=spec(seed=next(seeds))) for line in (1, 2, 3)))
+        return now.keys() == {"failed", "published"}
+
+    dispatch_until(Dispatcher(replace(ports, retry_s=0.1), group=3, workers=1), over)
+    assert [row["seed"] for row in rows(ports, JOB) if row["state"] == "failed"] == [1]
+    assert len(rows(ports, JOB_FAULT)) == 1
 
 
 @pytest.mark.parametrize("cause", [cause for cause in Cause if CAUSES[cause] is Payer.ENVIRONMENT])

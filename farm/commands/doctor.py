@@ -24,6 +24,7 @@ ROOM = 2 << 30
 STARTED = "is it running? `farm up` starts it, and home/log says why it ended"
 FIXES = {
     Cause.SIGNER_DOWN: STARTED,
+    Cause.SIGNER_FAILED: STARTED,
     Cause.RAY_GONE: STARTED,
     Cause.DATABASE_DOWN: "`farm up` makes it; else see that FARM_DATABASE names a database that answers",
     Cause.STORE_DOWN: "see that FARM_STORE names a place that can be written",

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -385,8 +386,27 @@ def test_a_missing_parent_file_is_the_jobs_fault_not_a_crash(farm: Farm, refused
     assert OWNER not in fault.detail
 
 
+def test_a_signer_that_dies_of_what_it_was_asked_is_told_from_one_that_is_not_there(
+    tmp_path: Path, refused: Refusal
+) -> None:
+    path = tmp_path / "s.sock"
+    client = SignerClient(path)
+    assert refused(client.sign_audit_head, 1, "0" * 64).cause is Cause.SIGNER_DOWN
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def die() -> None:
+            listener.accept()[0].close()
+
+        dying = threading.Thread(target=die)
+        dying.start()
+        assert refused(client.sign_audit_head, 1, "0" * 64).cause is Cause.SIGNER_FAILED
+        dying.join()
+
+
 @pytest.mark.parametrize(
-    ("status", "cause"), [(500, Cause.SIGNER_DOWN), (503, Cause.SIGNER_DOWN), (403, Cause.SIGN_REFUSED)]
+    ("status", "cause"), [(500, Cause.SIGNER_FAILED), (503, Cause.SIGNER_FAILED), (403, Cause.SIGN_REFUSED)]
 )
 def test_a_signer_that_fails_is_an_outage_and_one_that_refuses_is_not(status: int, cause: Cause) -> None:
     trouble = client._trouble("/sign", client._Answer(status, {}, b""))
