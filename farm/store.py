@@ -8,6 +8,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -65,6 +66,7 @@ class FsspecStore:
         # Written aside, flushed to the disk and renamed: a crash leaves the whole file or none.
         path = self._path(key)
         aside = f"{self.root}/aside/{uuid.uuid4().hex}"
+        _make_private(Path(self.root))
         self.fs.makedirs(os.path.dirname(path), exist_ok=True)
         self.fs.makedirs(os.path.dirname(aside), exist_ok=True)
         try:
@@ -76,6 +78,13 @@ class FsspecStore:
         finally:
             if os.path.exists(aside):
                 os.unlink(aside)
+
+
+def _make_private(folder: Path) -> None:
+    """With what is missing above it, which may be the farm's home: prompts and pictures are nobody else's."""
+    for place in reversed([folder, *folder.parents]):
+        if not place.exists():
+            place.mkdir(0o700, exist_ok=True)
 
 
 def open_store(url: str) -> FsspecStore:

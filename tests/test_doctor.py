@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,16 @@ def test_a_full_disk_is_not_mended_by_starting_the_farm(tmp_path: Path, cause: C
         raise Fault(cause, "away")
 
     assert ("farm up" in doctor._run("x", away, Settings(home=tmp_path)).fix) is starts
+
+
+@pytest.mark.parametrize(("mode", "closed"), [(0o700, True), (0o750, True), (0o755, False), (0o711, False)])
+def test_a_home_that_others_can_enter_is_told_with_the_fix(tmp_path: Path, mode: int, closed: bool) -> None:
+    home = tmp_path / "my farm"
+    assert doctor._run("home", doctor.CHECKS["home"], Settings(home=home)).ok, "it will be made closed"
+    home.mkdir()
+    home.chmod(mode)
+    found = doctor._run("home", doctor.CHECKS["home"], Settings(home=home))
+    assert found.ok is closed
+    if not closed:
+        subprocess.run(found.fix, shell=True, check=True)
+        assert doctor._run("home", doctor.CHECKS["home"], Settings(home=home)).ok

@@ -73,3 +73,11 @@ def test_whatever_a_remote_store_raises_is_an_outage(monkeypatch: pytest.MonkeyP
     with pytest.raises(Fault) as caught:
         store.put(b"picture")
     assert caught.value.cause is Cause.STORE_DOWN
+
+
+def test_the_folders_it_makes_are_its_users_alone_and_those_that_stood_are_left(tmp_path: Path) -> None:
+    """The home above it may not be there yet: `farm doctor` writes to the store before anything else made it."""
+    tmp_path.chmod(0o755)
+    open_store(f"file://{tmp_path}/home/store").put(b"picture")
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path, tmp_path / "home", tmp_path / "home/store")]
+    assert modes == [0o755, 0o700, 0o700]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import socket
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "ray", "transformers", "open_clip_torch", "c2pa-python", "fastapi", "sqlmodel", "pillow")
 ROOM = 2 << 30
+EVERYONE = stat.S_IRWXO  # a group may be meant: that of a signer with a user of its own
 STARTED = "is it running? `farm up` starts it, and home/log says why it ended"
 FIXES = {
     Cause.SIGNER_DOWN: STARTED,
@@ -104,6 +107,19 @@ def _store(settings: Settings) -> tuple[bool, str, str]:
     return True, f"{settings.store_url} can be written", ""
 
 
+def _home(settings: Settings) -> tuple[bool, str, str]:
+    """A new one is its user's alone; one that was there before may still be open."""
+    if not settings.home.exists():
+        return True, f"{settings.home} is not there yet", ""
+    if settings.home.stat().st_mode & EVERYONE:
+        return (
+            False,
+            f"{settings.home} is open to every user of this machine",
+            f"chmod go-rwx {shlex.quote(str(settings.home))}",
+        )
+    return True, f"{settings.home} is closed to others", ""
+
+
 def _disk(settings: Settings) -> tuple[bool, str, str]:
     folder = settings.home.absolute()
     while not folder.exists():
@@ -176,6 +192,7 @@ CHECKS: dict[str, Callable[[Settings], tuple[bool, str, str]]] = {
     "python": _python,
     "packages": _packages,
     "models": _models,
+    "home": _home,
     "disk": _disk,
     "database": _database,
     "store": _store,
