@@ -31,6 +31,7 @@ MEANINGS = {
     "farm.type.unknown": "this is not a picture of a known format",
     "farm.manifest.remote": "it points to a manifest elsewhere, which is not fetched",
     "farm.manifest.unreadable": "the file or its manifest is damaged",
+    "farm.manifest.heavy": "its content credentials are larger than those of a picture to edit may be",
     "farm.limits": "it could not be opened within the limits on memory and time",
     "farm.overloaded": "this machine had no room or time to open it: try again",
     "farm.file": "the file could not be read",

@@ -17,6 +17,11 @@ MAGIC: dict[str, re.Pattern[bytes]] = {
     "image/avif": re.compile(rb"....ftypavi[fs]", re.DOTALL),
     "image/heic": re.compile(rb"....ftyp(heic|heix|mif1)", re.DOTALL),
 }
+# What a stranger's manifest store may hold, if we are to sign an edit of the picture: the library's work grows with the
+# square of a manifest's boxes, and compressed ones could unpack to anything. Twenty turns of our own take 220 boxes.
+MAX_STORE, MAX_BOXES = 1 << 20, 500
+_BOX = re.compile(rb"jumb(?!f)")  # not the scheme of the references between them
+_COMPRESSED = b"brob"
 _JPEG_ALONE = {0x01, *range(0xD0, 0xDA)}  # markers without a length
 
 
@@ -35,6 +40,11 @@ def manifest_store(data: bytes) -> bytes | None:
             return _join_app11(list(_jpeg_app11(data)))
         case _:
             return None
+
+
+def is_heavy(store: bytes) -> bool:
+    """Whether a manifest store holds more than we take from a stranger. It is looked at, not parsed."""
+    return len(store) > MAX_STORE or _COMPRESSED in store or len(_BOX.findall(store)) > MAX_BOXES
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -48,7 +48,8 @@ class LimitedVerifier:
         return self._serve(data, mime)[0]
 
     def as_parent(self, data: bytes, mime: str, title: str) -> tuple[Report, bytes]:
-        """The report, and the file as a finished ingredient, so that who signs it need not open it."""
+        """The report, and the file as a finished ingredient: its credentials alone, and of limited size, because who
+        signs an edit of it parses them without limits."""
         return self._serve(data, mime, title)
 
     def examine(self, data: bytes, mime: str) -> None:
@@ -144,7 +145,7 @@ def _allow(seconds: float) -> None:
 def main() -> None:
     """The child, which has its end of the wire as standard input."""
     child.limit(memory_mb=int(sys.argv[1]), seconds=LIFE_S)
-    from provenance.signing import ingredient
+    from provenance.signing import as_parent
     from provenance.verify import verify_bytes
 
     with socket.socket(fileno=0) as wire, wire.makefile("rb") as requests:
@@ -153,10 +154,10 @@ def main() -> None:
             request = json.loads(head)
             _allow(float(sys.argv[2]))
             data, mime, title = requests.read(request["length"]), request["mime"], request["title"]
-            found = verify_bytes(data, mime, trust)
-            wanted = title is not None and found.verdict in report.FIT_PARENT
-            made = base64.b64encode(ingredient(data, mime, title, trust)).decode() if wanted else ""
-            wire.sendall(json.dumps({"report": asdict(found), "ingredient": made}).encode() + b"\n")
+            alone = title is None
+            found, made = (verify_bytes(data, mime, trust), b"") if alone else as_parent(data, mime, title, trust)
+            answer = {"report": asdict(found), "ingredient": base64.b64encode(made).decode()}
+            wire.sendall(json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":

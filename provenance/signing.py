@@ -11,9 +11,11 @@ from c2pa import Builder, C2paError, C2paSigningAlg, Signer
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Signed
+from provenance import report
+from provenance.container import is_heavy, manifest_store
 from provenance.keys import Keys
 from provenance.manifest import PARENT, Manifest
-from provenance.report import TRUSTED
+from provenance.report import TRUSTED, Report
 from provenance.verify import context, verify_bytes
 
 ALGORITHMS = {"es256": C2paSigningAlg.ES256, "ed25519": C2paSigningAlg.ED25519}
@@ -24,10 +26,25 @@ class Parent:
     data: bytes
     mime: str
     title: str
-    ingredient: bytes = b""  # of a stranger's file, finished in a limited child: the signer does not open the file
+    # Of a stranger's file, finished in a limited child: the signer opens no picture of theirs. It does parse their
+    # manifests, which come with the ingredient, so the child lets only small ones through.
+    ingredient: bytes = b""
 
 
-def ingredient(data: bytes, mime: str, title: str, trust: str) -> bytes:
+def as_parent(data: bytes, mime: str, title: str, trust: str) -> tuple[Report, bytes]:
+    """What a stranger's file is found to be and, if an edit may start from it, the file as a finished ingredient."""
+    heavy = report.failed(report.UNREADABLE, "farm.manifest.heavy", mime), b""
+    if is_heavy(manifest_store(data) or b""):
+        return heavy
+    found = verify_bytes(data, mime, trust)
+    if found.verdict not in report.FIT_PARENT:
+        return found, b""
+    made = _ingredient(data, mime, title, trust)
+    # Looked at again: this is what the signer gets, whatever the library found in the file that we did not.
+    return heavy if is_heavy(made) else (found, made)
+
+
+def _ingredient(data: bytes, mime: str, title: str, trust: str) -> bytes:
     archive = io.BytesIO()
     with Builder({}, context=context(trust)) as builder:
         builder.add_ingredient(_described(title), mime, io.BytesIO(data))

@@ -28,7 +28,7 @@ from provenance.container import MAGIC, manifest_store, sniff
 from provenance.keys import Keys
 from provenance.limited import LimitedVerifier
 from provenance.report import WORDS, Report
-from provenance.signing import Parent, Signing
+from provenance.signing import Parent, Signing, as_parent
 from provenance.verify import context, verify_bytes, verify_files
 from tests.provenance.conftest import picture
 
@@ -293,6 +293,35 @@ def test_a_finished_ingredient_is_signed_without_the_file(
     damaged = bytearray(signed["jpeg"])
     damaged[-30] ^= 1
     assert limited.as_parent(bytes(damaged), "image/jpeg", "upload")[1] == b""
+
+
+def test_a_strangers_heavy_manifests_do_not_reach_the_signer(limited: LimitedVerifier, signing: Signing) -> None:
+    def saying(count: int, size: int, of: bytes = b"") -> bytes:
+        more = [{"label": f"org.stranger.{number}", "data": {"x": "y" * size}} for number in range(count)]
+        wordy = (EDIT if of else MANIFEST)["assertions"] + more
+        parent = Parent(of, "image/png", "before") if of else None
+        return signing.sign(MANIFEST | {"assertions": wordy}, encoded("png"), "image/png", parent).data
+
+    plain, long = saying(100, 10), saying(1, 600_000)
+    assert limited.as_parent(plain, "image/png", "upload")[1]
+    limited.examine(plain, "image/png")
+    for heavy in (saying(600, 1), saying(1, 600_000, long), plain.replace(b"jumb", b"brob", 1)):
+        found, ingredient = limited.as_parent(heavy, "image/png", "upload")
+        assert (found.verdict, found.codes, ingredient) == ("Unreadable", ("farm.manifest.heavy",), b"")
+        with pytest.raises(BadInput, match="content credentials are larger"):
+            limited.examine(heavy, "image/png")
+    assert limited.verify(saying(600, 1)).verdict == "Trusted", "that of a file that nobody edits may be as it likes"
+
+
+def test_what_the_library_finds_and_we_do_not_is_weighed_too(
+    signing: Signing, ours: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = [{"label": f"org.stranger.{number}", "data": {}} for number in range(600)]
+    wordy = MANIFEST | {"assertions": [*MANIFEST["assertions"], *more]}
+    data = signing.sign(wordy, encoded("png"), "image/png").data
+    monkeypatch.setattr("provenance.signing.manifest_store", lambda _: None)
+    found, ingredient = as_parent(data, "image/png", "upload", ours.root)
+    assert (found.codes, ingredient) == (("farm.manifest.heavy",), b"")
 
 
 def test_one_child_serves_many_and_is_replaced_when_it_dies(limited: LimitedVerifier, signed: dict[str, bytes]) -> None:
