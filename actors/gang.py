@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.messages import Hello, Order, Post
@@ -151,7 +151,8 @@ def attach(post: Post, ours: Collection[str] = ()) -> Gang | None:
         if gang_id in ours or pool_of(gang_id) != post.pool or (gang := _find(gang_id, FREED_S)) is None:
             continue
         try:
-            if len(gang.ranks) == post.ranks and gang.hello().key == post.key:
+            hello = gang.hello()
+            if len(gang.ranks) == post.ranks and hello.key == post.key and not hello.changed:
                 return gang
         except ray.exceptions.RayError as error:  # dead, hung, or of other code than ours
             log.warning("gang %s is not taken over: %s", gang_id, error)
@@ -223,4 +224,6 @@ def _ask(rank: Any, method: str) -> Any:
 def _one(hellos: Iterable[Hello]) -> Hello:
     """The gang is as far as its last rank."""
     order = (GangState.STARTING, GangState.BUSY, GangState.READY, GangState.GONE)
-    return min(hellos, key=lambda hello: order.index(hello.state))
+    found = list(hellos)
+    last = min(found, key=lambda hello: order.index(hello.state))
+    return replace(last, changed=any(hello.changed for hello in found))

@@ -25,6 +25,7 @@ class Post:
     cpus: float = 1.0
     gpus: float | None = None  # of a rank; None: 1 where the cluster has any
     labels: tuple[tuple[str, str], ...] = ()
+    code: str = ""  # fingerprint of what its ranks run
 
     @property
     def ranks(self) -> int:
@@ -43,6 +44,7 @@ class Hello:
     key: str
     state: GangState
     pid: int
+    changed: bool = False  # its files are others than those that it loaded
 
 
 @dataclass(frozen=True, slots=True)

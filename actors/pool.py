@@ -6,17 +6,21 @@ all are busy, another gang is built if a place is empty and the cluster has room
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
-from actors import cluster, faults, gang
+from actors import cluster, faults, gang, placing
 from actors.gang import Gang
 from actors.messages import Order, Post
+from actors.nodes import node_of
+from actors.placing import Bundle, Room
 from actors.plan import pools_of
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
@@ -72,7 +76,7 @@ class Pool:
             post = post_of(pool, cards[pool.model], settings, shard)
             self.places.setdefault(pool.model, []).extend(Place(number, post, pool) for number in range(pool.max))
         self.swept, self.closed = False, threading.Event()
-        self.choosing = threading.Lock()
+        self.freed = threading.Condition()
 
     def render(self, requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
         place = self._place(requests[0].spec.model, cancelled)
@@ -81,7 +85,7 @@ class Pool:
         except Exception as error:
             raise self._lost(place, error) from error
         finally:
-            place.lock.release()
+            self._leave(place)
 
     def status(self) -> list[GangStatus]:
         return [
@@ -128,7 +132,9 @@ class Pool:
             if place.gang is not None:
                 self._ready(place)
         except Exception as error:
-            log.warning("no warm gang of %s: %s", place.post.pool, self._lost(place, error))
+            before = place.waits_for
+            if (words := str(self._lost(place, error))) != before:  # once
+                log.warning("no warm gang of %s: %s", place.post.pool, words)
             place.full = time.time()
 
     def close(self, *, remove: bool = False) -> None:
@@ -152,21 +158,28 @@ class Pool:
             if place is not None:
                 if place.gang is not None or self._first(place) or self._further(place):
                     return place
-                place.lock.release()
-            time.sleep(POLL_S)
+                self._leave(place)
+            with self.freed:
+                self.freed.wait(POLL_S)
         raise Fault(Cause.LEASE_LOST, "given up while it waited for its gang")
 
     def _free(self, places: Sequence[Place]) -> Place | None:
         """Locked; an empty one is from now on starting, so that nobody else takes himself for the first."""
         now = time.time()
         able = [place for place in places if place.gang is not None or now - place.full > FULL_S]
-        with self.choosing:
+        with self.freed:
             for place in sorted(able, key=lambda place: place.gang is None):
                 if place.lock.acquire(blocking=False):
                     if place.gang is None:
                         place.now(GangState.STARTING, "room in the cluster")
                     return place
         return None
+
+    def _leave(self, place: Place) -> None:
+        """A saturated gang does not idle until somebody looks again."""
+        with self.freed:
+            place.lock.release()
+            self.freed.notify_all()
 
     def _first(self, place: Place) -> bool:
         """It may press others out, and waits where there is no room at all; a further one may not."""
@@ -228,11 +241,22 @@ class Pool:
         Those of other dispatchers are theirs.
         """
         while (built := self._built(place)) is None:
+            wanted = self._words(place.post)
+            if not self._ever_fits(place.post):
+                raise Fault(Cause.RAY_GONE, f"these nodes are too small for {wanted}: see `farm pool plan`")
             if not gang.remove_one_unused() and not self._evict(place):
                 others = ", ".join(gang.standing()) or "none"
-                wanted = self._words(place.post)
                 raise Fault(Cause.RAY_GONE, f"no node has room for {wanted}; gangs in use: {others}")
         return built
+
+    def _ever_fits(self, post: Post) -> bool:
+        """On nodes that were empty: where not, others would make room for nothing."""
+        import ray
+
+        units = placing.units
+        bundle = Bundle(units(post.tensor * post.cpus), units(post.tensor * self._gpus(post)), dict(post.labels))
+        rooms = [Room.of(node_of(row)) for row in ray.nodes() if row["Alive"]]
+        return placing.place(bundle, post.sequence, rooms) is not None
 
     def _words(self, post: Post) -> str:
         labels = "".join(f", {name}={value}" for name, value in post.labels)
@@ -312,4 +336,14 @@ def post_of(pool: PoolSpec, card: ModelCard, settings: Settings, shard: str) -> 
         pool.cpus,
         pool.gpus,
         tuple(sorted(pool.labels.items())),
+        code_of(),
     )
+
+
+@cache
+def code_of() -> str:
+    """A gang of other code than ours is not taken over: the same seed might not be the same picture."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -41,6 +41,7 @@ class Draws(Protocol):
 class Shard:
     renderer: Draws
     weights: str  # SHA-256 over its files
+    files: tuple[Path, ...] = ()
 
 
 def load_shard(post: Post) -> Shard:
@@ -55,7 +56,8 @@ def load_shard(post: Post) -> Shard:
     dtype = getattr(torch, precision_of(post.precision, device))
     setting = cast("Setting", post.offload)
     renderer = load_renderer(post.card, folder, device, dtype, setting, post.tensor, post.sequence)
-    return Shard(renderer, weights_sha256(locate(post.card, folder).paths))
+    files = locate(post.card, folder).paths
+    return Shard(renderer, weights_sha256(files), files)
 
 
 def device_of(post: Post) -> str:
@@ -79,10 +81,12 @@ class Rank:
         self.state = GangState.STARTING
         self.door: Door | None = None
         self.shard: Shard | None = None
-        self.call, self.stop = "", threading.Event()
+        self.loaded: tuple[tuple[int, int], ...] = ()  # sizes and times of its files when they were loaded
+        self.running = "", threading.Event()  # the call, and its wish to stop
 
     def hello(self) -> Hello:
-        return Hello(self.gang, self.post.key, self.state, os.getpid())
+        changed = self.shard is not None and stamps(self.shard.files) != self.loaded
+        return Hello(self.gang, self.post.key, self.state, os.getpid(), changed)
 
     def meet(self) -> str:
         """Where the others find the first rank."""
@@ -97,7 +101,8 @@ class Rank:
             try:
                 with watchdog(self.post.load_s):
                     self._join(meeting)
-                    self.shard = factory(self.post.shard)(self.post)
+                    shard: Shard = factory(self.post.shard)(self.post)
+                self.shard, self.loaded = shard, stamps(shard.files)
             except Exception as error:
                 raise fault_of(error, self.gang, Cause.GANG_DIED) from None  # the cause may not pickle
         self.state = GangState.READY
@@ -106,18 +111,18 @@ class Rank:
     def render(self, order: Order) -> list[Rendered | Fault]:
         if self.shard is None:
             raise Fault(Cause.GANG_DIED, "asked to draw before its weights were there", gang=self.gang)
-        self.call, self.state = order.call, GangState.BUSY
+        self.running, self.state = (order.call, threading.Event()), GangState.BUSY
         try:
             with watchdog(order.limit_s):
                 return self._answers(self.shard, order.requests)
         finally:
-            self.call, self.state = "", GangState.READY
-            self.stop.clear()
+            self.running, self.state = ("", threading.Event()), GangState.READY
 
     def cancel(self, call: str) -> None:
         """Between two steps the group ends. A call that is over is left alone."""
-        if call == self.call:
-            self.stop.set()
+        running, stop = self.running
+        if call == running:
+            stop.set()
 
     def _join(self, meeting: str) -> None:
         if self.post.ranks > 1:
@@ -147,13 +152,19 @@ class Rank:
 
     def _draw(self, shard: Shard, requests: tuple[RenderRequest, ...]) -> list[Rendered]:
         began = time.monotonic()
-        pictures = shard.renderer.render([job_of(request) for request in requests], cancelled=self.stop.is_set)
+        pictures = shard.renderer.render([job_of(request) for request in requests], cancelled=self.running[1].is_set)
         seconds = (time.monotonic() - began) / len(requests)
         if self.number > 0:
             return []
         if len(pictures) != len(requests):
             raise RuntimeError(f"{len(pictures)} pictures for {len(requests)} jobs")
         return [Rendered(frame_of(picture), self.gang, shard.weights, seconds) for picture in pictures]
+
+
+def stamps(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:
+    """Whether they are still the same without reading them again; one that is gone is no longer the same."""
+    found = [os.stat(path) if path.exists() else None for path in files]
+    return tuple((one.st_size, one.st_mtime_ns) if one else (-1, 0) for one in found)
 
 
 @contextlib.contextmanager

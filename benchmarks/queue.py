@@ -194,13 +194,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except postgres.NoServer as error:
             say(f"{kind}: left out, {error}")
     if options.out:
-        options.out.write_text(json.dumps(_machine() | {"figures": figures}, indent=2) + "\n")
+        options.out.write_text(json.dumps(machine() | {"figures": figures}, indent=2) + "\n")
     report: Callable[[], str] = (lambda: json.dumps(figures)) if options.json else (lambda: _table(figures))
     print(report())
     return 0 if len(figures) == len(kinds) else 1
 
 
-def _machine() -> dict[str, str | int]:
+def machine() -> dict[str, str | int]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "device": f"{os.cpu_count()} cores, {platform.machine()}",

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from farm.errors import BadInput, nearest
+
+_LABEL = r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?"
+LabelName = Annotated[str, StringConstraints(pattern=rf"^([A-Za-z0-9][\w.-]*/)?{_LABEL}$")]
+LabelValue = Annotated[str, StringConstraints(pattern=rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$")]  # as Ray asks
 
 
 class PoolSpec(BaseModel):
@@ -34,7 +38,7 @@ class PoolSpec(BaseModel):
     idle_s: float = Field(600.0, gt=0, description="seconds without a job after which a gang above min goes")
     cpus: float = Field(1.0, gt=0, description="CPUs of one rank")
     gpus: float | None = Field(None, ge=0, description="GPUs of one rank; unset: 1 where the device is a GPU")
-    labels: dict[str, str] = Field({}, description="labels of Ray that its nodes must have")
+    labels: dict[LabelName, LabelValue] = Field({}, description="labels of Ray that its nodes must have")
 
     @model_validator(mode="after")
     def _at_most_max(self) -> PoolSpec:

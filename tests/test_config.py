@@ -85,6 +85,7 @@ name = "slow"
     [
         ('[[pools]]\nmodel = "tiny"\ntensr = 2', r"unknown setting 'tensr' of a pool.*did you mean 'tensor'"),
         ("[[pools]]\ntensor = 2", r"pools\.0\.model: Field required"),
+        ('[[pools]]\nmodel = "tiny"\nlabels = { kind = "to be" }', r"pools\.0\.labels\.kind: String should match"),
         ('[[pools]]\nmodel = "tiny"\ntensor = 0', r"pools\.0\.tensor: .*greater than or equal to 1"),
         ('[[pools]]\nmodel = "tiny"\nmin = 3', r"'tiny' keeps min = 3 gangs and has max = 1"),
         ('[[pools]]\nmodel = "tiny"\n[[pools]]\nmodel = "tiny"', r"two pools are called 'tiny'"),

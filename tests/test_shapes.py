@@ -126,6 +126,7 @@ WRONG = {
     "colours": (one(colour="green"), one(ground="yellow")),
     "ground": (one(ground="yellow"), replace(one(), split="sides", ground=("blue", "white"))),
     "shape": tuple(one(shape=shape) for shape in SHAPES if shape != "circle"),
+    "size": tuple(one(size=size) for size in SIZES if size != "medium"),
     "place": tuple(one(place=place) for place in PLACES if place != "centre"),
     "count": (
         replace(one(), items=()),

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.edits import Edit
-from training.shapes import COLOURS, PLACES, SHAPES, Item, Pixels, Scene, stencil
+from training.shapes import COLOURS, PLACES, SHAPES, SIZES, Item, Pixels, Scene, stencil
 
 Mask = NDArray[np.bool_]
 NAMES = tuple(COLOURS)
@@ -25,6 +25,7 @@ KEPT = 8.0  # of 255: the mean absolute difference up to which a part counts as 
 class SeenItem:
     shape: str  # "" when no template fits
     colour: str
+    size: str
     place: str
     mask: Mask
 
@@ -118,6 +119,20 @@ def see_shape(mask: Mask) -> str:
     return best if overlap[best] >= LEAST_OVERLAP else ""
 
 
+@cache
+def extent(shape: str) -> float:
+    """The longer side of a shape's box, of the width it is drawn with."""
+    top, bottom, left, right = box_of(stencil(shape, 100, 64, 64, (128, 128)) > 127)
+    return max(bottom - top, right - left) / 100
+
+
+def see_size(mask: Mask, shape: str) -> str:
+    """The word whose width is nearest; of a shape that we do not know, as if it filled its box."""
+    top, bottom, left, right = box_of(mask)
+    width = max(bottom - top, right - left) / (extent(shape) if shape else 1.0)
+    return min(SIZES, key=lambda word: abs(SIZES[word] * min(mask.shape) - width))
+
+
 def see_place(mask: Mask) -> str:
     """By the middle of the box; its area's centre of a triangle lies lower."""
     top, bottom, left, right = box_of(mask)
@@ -149,7 +164,8 @@ def see(picture: Pixels) -> Seen:
     items = []
     for mask in components(differs):
         if mask.sum() >= LEAST_AREA * mask.size:
-            items.append(SeenItem(see_shape(mask), commonest(index[inner(mask)]), see_place(mask), mask))
+            shape, colour = see_shape(mask), commonest(index[inner(mask)])
+            items.append(SeenItem(shape, colour, see_size(mask, shape), see_place(mask), mask))
     return Seen(split, ground, tuple(items))
 
 
@@ -188,6 +204,7 @@ def judge(scene: Scene, picture: Pixels) -> dict[str, bool]:
         "ground": ground,
         "colours": ground and colours,
         "shape": all(other is not None and other.shape == item.shape for item, other in matched),
+        "size": all(other is not None and other.size == item.size for item, other in matched),
         "place": all(other is not None and other.place == item.place for item, other in matched),
         "count": len(seen.items) == len(scene.items),
     }

@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from actors.flux.text import TextEncoders
-from training.edits import KINDS, invent_edit
-from training.shapes import COLOURS, PLACES, SHAPES, SIZES, Scene, invent
+from training.edits import KINDS, Edit, invent_edit
+from training.shapes import COLOURS, PLACES, SHAPES, SIZES, Item, Scene, invent
 from training.tokens import CLIP_LENGTH, T5_LENGTH
-from training.words import seen_sentence
+from training.words import SAID, seen_sentence
 
 NOTHING = "nothing"
 WORDS = [NOTHING, *COLOURS, *SHAPES, *SIZES, *PLACES, "plain", "sides", "halves", "draw", *KINDS]
+NUMBER = {word: number for number, word in enumerate(WORDS)}
 SLOTS = 12
+# Of T5's padded sequence: it attends to its padding, and must not mind how much there is.
+LENGTHS = (28, 28, 28, T5_LENGTH)
 
 
 def t5_config(vocab: int) -> T5Config:
@@ -75,62 +78,87 @@ def embed(text: TextEncoders, sentences: list[str], length: int = T5_LENGTH) -> 
     return txt_BTD, pooled_BV
 
 
-def meaning(kind: str, scene: Scene) -> list[str]:
-    """The facts of a drawn scene, one word a slot."""
-    first, second = (*scene.items, None)[:2] if scene.items else (None, None)
-    facts = [kind, scene.split, scene.ground[0], scene.ground[-1]]
-    for item in (first, second):
-        facts += [item.shape, item.colour, item.size, item.place] if item else [NOTHING] * 4
+def meaning(what: Scene | Edit, sentence: str) -> list[str]:
+    """The facts that a sentence settles, one word a slot. Of an edit: what shall be, then the item it names."""
+    if isinstance(what, Scene):
+        first, second = (*what.items, None)[:2]
+        return ["draw", what.split, what.ground[0], what.ground[-1], *item_facts(first), *item_facts(second)]
+    facts = [what.kind] + [NOTHING] * (SLOTS - 1)
+    if what.target is None:
+        facts[2] = what.after.ground[0]
+        return facts
+    if what.kind != "remove":
+        wanted = item_facts(what.after.items[what.target])
+        settled = {"recolour": (1,), "shape": (0,), "move": (3,), "add": (0, 1, 2, 3)}[what.kind]
+        facts[4:8] = [word if i in settled else NOTHING for i, word in enumerate(wanted)]
+    if what.kind != "add":
+        named = what.before.items[what.target]
+        said = set(sentence.split())
+        facts[8] = named.shape if said.intersection(SAID.get(named.shape, (named.shape,))) else NOTHING
+        facts[9] = named.colour if named.colour in said else NOTHING
     return facts
 
 
+def item_facts(item: Item | None) -> list[str]:
+    return [item.shape, item.colour, item.size, item.place] if item else [NOTHING] * 4
+
+
 def asked(rng: random.Random) -> tuple[str, list[str]]:
-    """A sentence and its meaning; of an edit, only the words that the sentence itself settles."""
+    """A sentence and its meaning."""
     if rng.random() < 0.6:
-        scene = invent(rng)
-        return seen_sentence(rng, scene), meaning("draw", scene)
-    kind = rng.choice(list(KINDS))
-    edit = invent_edit(rng, kind)
-    facts = [kind] + [NOTHING] * (SLOTS - 1)
-    if kind == "background":
-        facts[2] = edit.after.ground[0]
-    elif kind != "remove" and edit.target is not None:
-        item = edit.after.items[edit.target]
-        facts[4] = item.shape if kind in ("shape", "add") else NOTHING
-        facts[5] = item.colour if kind in ("recolour", "add") else NOTHING
-        facts[6] = item.size if kind == "add" else NOTHING
-        facts[7] = item.place if kind in ("move", "add") else NOTHING
-    return edit.sentence, facts
+        scene = invent(rng, rng.choice((1, 2)))
+        words = seen_sentence(rng, scene)
+        return words, meaning(scene, words)
+    edit = invent_edit(rng, rng.choice(list(KINDS)))
+    return edit.sentence, meaning(edit, edit.sentence)
 
 
-def school(text: TextEncoders, minutes: float, seed: int = 3) -> None:
-    """Both models learn to give the meaning through linear heads that are thrown away."""
+class Reader(nn.Module):
+    """Tells a sentence's meaning from what both encoders give. It is thrown away, and makes them gather what belongs
+    together: of two shapes, which one is red and where it is. S slots, W words."""
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.pooled = nn.Linear(width, SLOTS * len(WORDS))
+        self.ask_SD = nn.Parameter(torch.randn(SLOTS, width))
+        self.keys = nn.Linear(width, width)
+        self.say_SDW = nn.Parameter(torch.randn(SLOTS, width, len(WORDS)) * width**-0.5)
+
+    def forward(self, txt_BTD: Tensor, pooled_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, batch x slots x words, from T5's sequence and from CLIP's vector."""
+        keys_BTD: Tensor = self.keys(txt_BTD)
+        attention_BST = torch.einsum("sd,btd->bst", self.ask_SD, keys_BTD * keys_BTD.shape[-1] ** -0.5).softmax(-1)
+        found_BSD = attention_BST.to(txt_BTD.dtype) @ txt_BTD
+        told_BSW = torch.einsum("bsd,sdw->bsw", found_BSD, self.say_SDW)
+        return told_BSW, self.pooled(pooled_BV).unflatten(-1, (SLOTS, len(WORDS)))
+
+    def loss(self, txt_BTD: Tensor, pooled_BV: Tensor, facts: list[list[str]]) -> tuple[Tensor, list[float]]:
+        """And the share of sentences whose every fact T5 and CLIP give."""
+        target_BS = torch.tensor([[NUMBER[word] for word in line] for line in facts], device=txt_BTD.device)
+        both = [logits_BSW.float() for logits_BSW in self(txt_BTD, pooled_BV)]
+        right = [(logits_BSW.argmax(-1) == target_BS).all(-1).float().mean().item() for logits_BSW in both]
+        losses = [F.cross_entropy(logits_BSW.flatten(0, 1), target_BS.flatten()) for logits_BSW in both]
+        return losses[0] + losses[1], right
+
+
+def school(text: TextEncoders, reader: Reader, minutes: float, seed: int = 3, rate: float = 2e-3) -> None:
     rng = random.Random(seed)
-    heads = nn.ModuleList(nn.Linear(128, SLOTS * len(WORDS)) for _ in range(2))
     optimizer = torch.optim.AdamW(
-        [*text.parameters(), *heads.parameters()], lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01
+        [*text.parameters(), *reader.parameters()], lr=rate, betas=(0.9, 0.98), weight_decay=0.01
     )
     start, step = time.monotonic(), 0
     while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1, (step + 1) / 100) * (1 - share) + 1e-5
-        sentences, facts = zip(*(asked(rng) for _ in range(48)), strict=True)
-        target_BS = torch.tensor([[WORDS.index(word) for word in line] for line in facts])
-        txt_BTD, pooled_BV = embed(text, list(sentences))
-        losses, guesses = [], []
-        for head, features in zip(heads, (txt_BTD.mean(dim=1), pooled_BV), strict=True):
-            logits_BSW = head(features).unflatten(-1, (SLOTS, len(WORDS)))
-            losses.append(F.cross_entropy(logits_BSW.flatten(0, 1), target_BS.flatten()))
-            guesses.append((logits_BSW.argmax(-1) == target_BS).float().mean())
+            group["lr"] = rate * min(1, (step + 1) / 100) * (1 - share) + 1e-5
+        sentences, facts = zip(*(asked(rng) for _ in range(64)), strict=True)
+        loss, right = reader.loss(*embed(text, list(sentences), rng.choice(LENGTHS)), list(facts))
         optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(text.parameters(), 1.0)
         optimizer.step()
         step += 1
         if step % 100 == 0:
-            print(
-                f"text step {step} loss {sum(losses):.3f} right: t5 {guesses[0]:.3f} clip {guesses[1]:.3f}", flush=True
-            )
+            print(f"text step {step} loss {loss:.3f} all right: t5 {right[0]:.2f} clip {right[1]:.2f}", flush=True)
 
 
 def configs(text: TextEncoders) -> dict[str, Any]:

@@ -98,6 +98,7 @@ def table(tasks: list[Task], verdicts: list[dict[str, bool]]) -> dict[str, float
         for row, name in (
             ("ground and colours", "colours"),
             ("shape", "shape"),
+            ("size", "size"),
             ("place", "place"),
             ("nothing else", "count"),
         ):

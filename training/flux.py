@@ -29,10 +29,9 @@ from actors.flux.rope import Rotation, rotate
 from actors.flux.sampler import resolution_shift
 from actors.flux.text import TextEncoders
 from actors.flux.vae import AutoEncoder
-from training.encoders import embed
+from training.encoders import LENGTHS, Reader, embed, meaning
 from training.pool import CELL, Drawn, Pool
 from training.shapes import COLOURS
-from training.tokens import T5_LENGTH
 
 CONFIG = FluxConfig(
     in_channels=64,
@@ -44,13 +43,12 @@ CONFIG = FluxConfig(
     depth_single_blocks=4,
     axes_dim=(16, 24, 24),
 )
-# Of T5's padded sequence: it attends to its padding, and must not mind how much there is.
-LENGTHS = (28, 28, 28, T5_LENGTH)
 EDIT_SHARE = 0.4
 PEAK_RATE = 1e-3
 TOKENS = 2600  # of pictures, in one worker's batch
 LAYOUT_AFTER = 1  # the single block whose output also has to tell the picture's layout
-LAYOUT_WEIGHT = 0.3
+LAYOUT_WEIGHT = 1.0
+MEANING_WEIGHT = 0.3
 TIED = "encoder.embed_tokens.weight"
 EMA = 0.96  # from one meeting to the next
 MEET = 8  # steps between two visits
@@ -68,13 +66,15 @@ class PlainAttend(Attend):
 
 
 class Learner(nn.Module):
-    """What is trained together. `layout` is thrown away afterwards: from the middle of the transformer it names the
-    colour of each cell of the finished picture, and so teaches what goes where far sooner than velocities alone do."""
+    """What is trained together. `layout` and `reader` are thrown away afterwards. `layout` names, from the middle of
+    the transformer, the colour of each cell of the finished picture, and so teaches what goes where far sooner than
+    velocities alone do; `reader` keeps the encoders telling what the sentence means."""
 
     def __init__(self, text: TextEncoders) -> None:
         super().__init__()
         self.flux = Flux(CONFIG)
         self.text = text
+        self.reader = Reader()
         self.layout = nn.Linear(CONFIG.hidden_size, (16 // CELL) ** 2 * len(COLOURS))
         self.middle: Tensor | None = None
         start_at_rest(self.flux)
@@ -97,16 +97,15 @@ def start_at_rest(flux: Flux) -> None:
 
 
 def times(count: int, image_tokens: int) -> Tensor:
-    """Two of five close to pure noise: there words alone decide what goes where, and the sampler takes its first
+    """Three of five close to pure noise: there words alone decide what goes where, and the sampler takes its first
     steps. The rest logit-normal and uniform, under the shift that the sampler will use."""
     kind = torch.rand(count)
-    t = torch.where(kind < 0.8, torch.randn(count).sigmoid(), torch.rand(count)).clamp(1e-3, 1 - 1e-4)
+    t = torch.where(kind < 0.9, torch.randn(count).sigmoid(), torch.rand(count)).clamp(1e-3, 1 - 1e-4)
     mu = math.exp(resolution_shift(image_tokens))
-    return torch.where(kind < 0.4, 1 - 0.25 * torch.rand(count), mu * t / (1 + (mu - 1) * t))
+    return torch.where(kind < 0.6, 1 - 0.2 * torch.rand(count), mu * t / (1 + (mu - 1) * t)).clamp(max=1 - 1e-4)
 
 
-def loss_of(learner: Learner, drawn: list[Drawn], sentences: list[str]) -> tuple[Tensor, Tensor]:
-    """Of the velocity, and of the layout."""
+def losses_of(learner: Learner, drawn: list[Drawn], sentences: list[str]) -> dict[str, Tensor]:
     clean_BCHW = torch.stack([d.latent_CHW for d in drawn]).float()
     ids, clean_BLC = latents.image_ids(clean_BCHW), latents.pack(clean_BCHW)
     count, device = clean_BLC.shape[1], clean_BLC.device
@@ -124,10 +123,12 @@ def loss_of(learner: Learner, drawn: list[Drawn], sentences: list[str]) -> tuple
         assert learner.middle is not None
         layout = learner.layout(learner.middle[:, txt_BTD.shape[1] :][:, :count])
     wanted_BLK = torch.stack([d.layout_LK for d in drawn]).long()
-    return (
-        F.mse_loss(out[:, :count].float(), noise_BLC - clean_BLC),
-        F.cross_entropy(layout.float().unflatten(-1, (-1, len(COLOURS))).flatten(0, 2), wanted_BLK.flatten()),
-    )
+    facts = [meaning(d.what, sentence) for d, sentence in zip(drawn, sentences, strict=True)]
+    return {
+        "velocity": F.mse_loss(out[:, :count].float(), noise_BLC - clean_BLC),
+        "layout": F.cross_entropy(layout.float().unflatten(-1, (-1, len(COLOURS))).flatten(0, 2), wanted_BLK.flatten()),
+        "meaning": learner.reader.loss(txt_BTD.float(), pooled_BV.float(), facts)[0],
+    }
 
 
 class Meeting:
@@ -169,7 +170,10 @@ def optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
     outer = [p for p in learner.flux.parameters() if id(p) not in ids]
     found: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
-            [{"params": outer, "share": 1.0}, {"params": list(learner.text.parameters()), "share": 0.5}],
+            [
+                {"params": [*outer, *learner.layout.parameters(), *learner.reader.parameters()], "share": 1.0},
+                {"params": list(learner.text.parameters()), "share": 0.5},
+            ],
             betas=(0.9, 0.98),
             weight_decay=0.01,
         )
@@ -212,21 +216,21 @@ def worker(
             group["lr"] = group["share"] * now
         with_reference = rng.random() < EDIT_SHARE
         drawn = pool.batch(with_reference)
-        loss, layout = loss_of(learner, drawn, [d.sentence(rng) for d in drawn])
+        found = losses_of(learner, drawn, [d.sentence(rng) for d in drawn])
         learner.zero_grad()
-        (loss + LAYOUT_WEIGHT * layout).backward()
+        (found["velocity"] + LAYOUT_WEIGHT * found["layout"] + MEANING_WEIGHT * found["meaning"]).backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         for optimizer in optimizing:
             optimizer.step()
         step += 1
         kind = "edit" if with_reference else "draw"
-        losses[kind].append(loss.item())
-        losses[f"{kind} layout"].append(layout.item())
+        for name, loss in found.items():
+            losses[f"{kind} {name}"].append(loss.item())
         if step % MEET == 0:
             met = meeting.visit(learner, met)
         if step % 50 == 0:
-            report = {key: round(float(np.mean(values)), 4) for key, values in losses.items()}
-            print(f"flux worker {rank} step {step} {spent:.0f} s loss {report} rate {now:.1e}", flush=True)
+            report = ", ".join(f"{key} {np.mean(values):.4f}" for key, values in sorted(losses.items()))
+            print(f"flux worker {rank} step {step} {spent:.0f} s {report} rate {now:.1e}", flush=True)
         if rank == 0 and spent - saved > 120:
             saved = spent
             keep(learner, meeting, out)
@@ -248,7 +252,7 @@ def keep(learner: Learner, meeting: Meeting, out: Path) -> None:
 
 def restore(learner: Learner, path: Path) -> None:
     missing, unexpected = learner.load_state_dict(load_file(path), strict=False)
-    if unexpected or not all(name.startswith("layout.") or name.endswith(TIED) for name in missing):
+    if unexpected or not all(name.startswith(("layout.", "reader.")) or name.endswith(TIED) for name in missing):
         raise ValueError(f"{path} does not fit: missing {missing}, unexpected {unexpected}")
 
 

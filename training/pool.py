@@ -13,12 +13,16 @@ from torch import Tensor
 
 from actors.flux.vae import AutoEncoder
 from training.checker import PALETTE
-from training.edits import KINDS, Edit, invent_edit
+from training.edits import Edit, invent_edit
 from training.shapes import CANVAS_WEIGHTS, CANVASES, Pixels, Scene, draw, invent
 from training.words import seen_sentence
 
 CELL = 4  # pixels a side; a token has 16 cells
+KEPT = 100  # batches of one canvas and task
 FRESH = 0.12  # the share of batches that are drawn and encoded anew
+# What is hard is shown more often than the evaluation asks for it.
+TWO_SHAPES = 0.45  # of the scenes
+EDIT_WEIGHTS = {"recolour": 3, "background": 2, "shape": 4, "move": 4, "add": 4, "remove": 2}
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,16 @@ class Pool:
         kept = self.kept[canvas, with_reference]
         if len(kept) < 3 * count or self.rng.random() < FRESH:
             kept += self.fresh(canvas, with_reference, count)
+            del kept[: -KEPT * count]
             return kept[-count:]
         return self.rng.sample(kept, count)
 
     def fresh(self, canvas: tuple[int, int], with_reference: bool, count: int) -> list[Drawn]:
         if not with_reference:
-            scenes = [invent(self.rng, canvas=canvas) for _ in range(count)]
+            scenes = [invent(self.rng, 2 if self.rng.random() < TWO_SHAPES else 1, canvas) for _ in range(count)]
             return [Drawn(scene, *parts, None) for scene, parts in zip(scenes, self.encode(scenes), strict=True)]
-        edits = [invent_edit(self.rng, self.rng.choice(list(KINDS)), canvas) for _ in range(count)]
+        kinds = self.rng.choices(list(EDIT_WEIGHTS), list(EDIT_WEIGHTS.values()), k=count)
+        edits = [invent_edit(self.rng, kind, canvas) for kind in kinds]
         after, before = self.encode([e.after for e in edits]), self.encode([e.before for e in edits])
         return [Drawn(e, *parts, r) for e, parts, (r, _) in zip(edits, after, before, strict=True)]
 

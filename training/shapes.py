@@ -47,8 +47,10 @@ CANVASES = (
     (96, 160),
     (192, 128),
     (128, 192),
+    (176, 96),
+    (96, 144),
 )
-CANVAS_WEIGHTS = (36, 6, 32, 2, 1, 6, 6, 3.5, 3.5, 2, 2)
+CANVAS_WEIGHTS = (34, 6, 30, 2, 1, 5, 5, 3, 3, 2, 2, 3.5, 3.5)
 GRID = 8  # pixels: a latent's side
 DETAIL = 4  # supersampling
 

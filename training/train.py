@@ -30,7 +30,7 @@ def train_text(minutes: float, out: Path) -> None:
     tokens.save(out / "tokenizers")
     torch.manual_seed(4)
     text = encoders.build(out / "tokenizers")
-    encoders.school(text, minutes)
+    encoders.school(text, encoders.Reader(), minutes)
     save_file(
         {name: tensor.contiguous() for name, tensor in text.state_dict().items() if "embed_tokens" not in name},
         out / "text.safetensors",
@@ -61,7 +61,7 @@ def pack(out: Path, models: Path) -> None:
     """The running mean of the weights, bfloat16, under the names and in the folders of real checkpoints."""
     learnt = load_file(out / "mean.safetensors")
     parts: dict[str, dict[str, Tensor]] = {"flux.": {}, "text.t5.": {}, "text.clip.": {}}
-    for name, tensor in ((n, t) for n, t in learnt.items() if not n.startswith("layout.")):
+    for name, tensor in ((n, t) for n, t in learnt.items() if not n.startswith(("layout.", "reader."))):
         prefix = next(prefix for prefix in parts if name.startswith(prefix))
         parts[prefix][name.removeprefix(prefix)] = tensor.bfloat16()
     clip = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in parts["text.clip."].items()}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from farm.config import Settings
 
 models = typer.Typer(help="The models the farm knows, and the files they need.")
-BENCHES = {"queue": "benchmarks.queue", "denoise": "benchmarks.denoise"}
+BENCHES = {"queue": "benchmarks.queue", "denoise": "benchmarks.denoise", "pool": "benchmarks.pool"}
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
@@ -144,7 +144,7 @@ def _size(nbytes: int) -> str:
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
-def bench(context: typer.Context, name: Annotated[str, typer.Argument(metavar="queue|denoise")]) -> None:
+def bench(context: typer.Context, name: Annotated[str, typer.Argument(metavar="queue|denoise|pool")]) -> None:
     """Measure. `farm bench NAME --help` shows the options of each."""
     if name not in BENCHES:
         raise BadInput(f"no benchmark {name!r}", field="NAME", fix=nearest(name, BENCHES))

@@ -14,7 +14,7 @@ import ray
 
 from actors import cluster, gang
 from actors.pool import Pool
-from farm.config import Settings
+from farm.config import PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import GangState, Rendered, RenderRequest
@@ -189,3 +189,17 @@ def test_a_gang_that_nobody_uses_makes_room_or_is_replaced_where_its_files_are_o
     until(lambda: set(gang.standing()) == {replaced, third})
     for name in ("flat", "third"):
         again._remove(again.places[name][0])
+
+
+def test_a_pool_that_fits_no_node_presses_nobody_out(pool: Pool, settings: Settings) -> None:
+    first = drawn(pool)
+    pools = (PoolSpec(model="other", labels={"zone": "nowhere"}), PoolSpec(model="third", cpus=1000))
+    with_them = settings.model_copy(update={"pools": pools})
+    cluster.disconnect()
+    again = Pool(with_them, CARDS, shard=FAKE, room_s=0.5)
+    assert drawn(again) == first
+    for model in ("other", "third"):
+        with pytest.raises(Fault, match=r"too small for a gang of .*farm pool plan"):
+            again.render([request_of("a", model=model)], never)
+    assert drawn(again) == first
+    again._remove(again.places["flat"][0])

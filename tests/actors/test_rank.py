@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
 from actors.flux.render import Pixels, RenderJob
 from actors.messages import Order, Post
-from actors.rank import Rank, Shard
+from actors.rank import Rank, Shard, stamps
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Frame, GangState, Rendered, RenderRequest
@@ -101,6 +102,47 @@ def test_cancelling_reaches_the_running_call_and_no_other() -> None:
     assert time.monotonic() - began < 10
     timer.join()
     assert causes(draw(rank, request_of("a"))) == [None]
+
+
+def test_a_cancel_that_comes_as_its_call_ends_leaves_the_next_one_alone() -> None:
+    rank = ready()
+    rank.running = "c1", (old := threading.Event())
+    set_now = old.set
+
+    def late() -> None:
+        rank.running = "c2", threading.Event()  # c1 has ended meanwhile
+        set_now()
+
+    old.set = late  # type: ignore[method-assign]
+    rank.cancel("c1")
+    assert not rank.running[1].is_set()
+
+
+def test_a_rank_tells_when_its_files_are_no_longer_those_it_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    rank = Rank("g1", post_of("flat"))
+    rank.load()
+    rank.shard, rank.loaded = Shard(Flat(), "f" * 64, (file,)), stamps([file])
+    assert not rank.hello().changed
+    file.write_bytes(b"another")
+    assert rank.hello().changed
+    file.unlink()
+    assert rank.hello().changed
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_one_rank_alone_may_meet_ends_a_gang_of_several(ranks: int) -> None:
+    rank = Rank("g1", post_of("flat", tensor=ranks))
+    rank.shard = Shard(Flat(), "f" * 64)
+    assert causes(draw(rank, request_of("a"), request_of("nan"))) == [None, Cause.NOT_FINITE]
+    if ranks == 1:
+        assert causes(draw(rank, request_of("odd"))) == [Cause.RENDER_ERROR]
+        return
+    for prompt, cause in (("odd", Cause.GANG_DIED), ("memory", Cause.OUT_OF_MEMORY)):
+        with pytest.raises(Fault) as caught:
+            draw(rank, request_of("a"), request_of(prompt))
+        assert caught.value.cause is cause
 
 
 @pytest.mark.parametrize(("model", "cause"), [("missing", Cause.WEIGHTS_MISSING), ("broken", Cause.GANG_DIED)])
