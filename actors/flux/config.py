@@ -19,9 +19,10 @@ class FluxConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads")
-        if sum(self.axes_dim) != self.head_dim or any(axis % 2 for axis in self.axes_dim):
-            raise ValueError(f"axes_dim {self.axes_dim} must be even and add up to {self.head_dim}")
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide into num_heads {self.num_heads}")
+        fits = len(self.axes_dim) == 3 and sum(self.axes_dim) == self.head_dim
+        if not fits or any(axis % 2 for axis in self.axes_dim):
+            raise ValueError(f"axes_dim {self.axes_dim} must be three even numbers that add up to {self.head_dim}")
 
     @property
     def head_dim(self) -> int:

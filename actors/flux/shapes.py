@@ -30,6 +30,13 @@ class T5Sizes:
     num_layers: int = 24
     num_heads: int = 64
     relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if not 4 <= buckets < 4 * distance:
+            raise ValueError(f"relative_attention_max_distance {distance} does not go with {buckets} buckets")
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,14 @@ class ClipSizes:
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     max_position_embeddings: int = 77
+    layer_norm_eps: float = 1e-5
+    hidden_act: str = "quick_gelu"
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} do not divide {self.hidden_size} channels"
+            )
 
 
 Sizes = FluxConfig | VaeConfig | T5Sizes | ClipSizes

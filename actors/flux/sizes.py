@@ -5,7 +5,7 @@ FLUX.1 itself.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from actors.flux.config import FluxConfig, VaeConfig
@@ -17,6 +17,8 @@ from actors.flux.shapes import ClipSizes, Shape, Sizes, T5Sizes
 AXES = (16, 56, 56)  # of every released FLUX.1; they add up to its head size
 REMEDY = "put a config.json beside the weights"
 COUNTS = {"depth", "depth_single_blocks", "num_layers", "num_hidden_layers", "num_res_blocks"}
+LEVELS = 8
+WORDS = {"hidden_act": ("quick_gelu", "gelu")}
 
 
 class Seen:
@@ -51,13 +53,27 @@ def deduce(part: Part, shapes: Mapping[str, Shape], hints: Mapping[str, Any]) ->
 
 
 def chosen(kind: type[Any], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """What the hints say of this kind's fields; lists of a JSON document become the tuples of a dataclass."""
+    """What the hints say of this kind's fields, each of which must be a value that a network can be built with."""
     told: dict[str, Any] = {}
-    for name in kind.__dataclass_fields__.keys() & hints.keys():
-        told[name] = tuple(hints[name]) if isinstance(hints[name], list) else hints[name]
-        if name in COUNTS and not 0 <= told[name] < 1000:
-            raise ValueError(f"config.json says {name}: {told[name]}")
+    for each in fields(kind):
+        if each.name in hints:
+            value = hints[each.name]
+            if not possible(each.name, value, type(each.default)):
+                raise ValueError(f"config.json says {each.name}: {str(value)[:60]}")
+            told[each.name] = tuple(value) if isinstance(value, list) else value
     return told
+
+
+def possible(name: str, value: Any, kind: type[Any]) -> bool:
+    if kind is tuple:
+        few = isinstance(value, list) and 0 < len(value) <= LEVELS
+        return few and all(possible(name, each, int) for each in value)
+    if kind is float:
+        near = type(value) in (int, float) and abs(value) < 1e4  # no NaN is
+        return near and (value > 1e-12 or name == "shift_factor")
+    if kind is int:
+        return type(value) is int and (0 <= value < 1000 if name in COUNTS else 0 < value < 2**24)
+    return type(value) is kind and (kind is bool or value in WORDS[name])
 
 
 def deduce_flux(seen: Seen, hints: Mapping[str, Any]) -> FluxConfig:
@@ -93,7 +109,7 @@ def deduce_vae(seen: Seen, hints: Mapping[str, Any]) -> VaeConfig:
     }
     config = VaeConfig(**(values | chosen(VaeConfig, hints)))
     if any(width % config.norm_groups for width in config.widths):
-        raise WeightsError(f"widths {config.widths} do not divide into {config.norm_groups} groups; {REMEDY}")
+        raise WeightsError(f"widths {config.widths} do not divide into norm_groups {config.norm_groups}; {REMEDY}")
     return config
 
 

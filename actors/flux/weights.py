@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ def load_text(
     Tensor ranks share T5 where their number divides its heads; CLIP is small, and each has it whole."""
     t5_set, clip_set = stored_part(t5 or source, "t5"), stored_part(clip or source, "clip")
     t5_tokenizer, clip_tokenizer = load_tokenizer(t5_set), load_tokenizer(clip_set)
-    # CLIP pools at its end token; where no config.json names it, the tokenizer does.
+    # CLIP pools at its end token; the tokenizer knows it, while many a config.json has an old mistake there.
     special = {"bos_token_id": clip_tokenizer.bos_token_id, "eos_token_id": clip_tokenizer.eos_token_id}
     clip_model = load_clip(clip_set, device, dtype, special)
     return TextEncoders(load_t5(t5_set, device, dtype, seat), clip_model, t5_tokenizer, clip_tokenizer)
@@ -78,8 +78,7 @@ def load_t5(stored: TensorSet, device: Device, dtype: torch.dtype, seat: Seat | 
 
     checkpoint = Checkpoint(stored)
     sizes = required(checkpoint, T5Sizes)
-    values: dict[str, Any] = {"feed_forward_proj": "gated-gelu", **stored.hints, **vars(sizes)}
-    model = on_meta(lambda: T5EncoderModel(T5Config(**values)))
+    model = on_meta(lambda: T5EncoderModel(T5Config(feed_forward_proj="gated-gelu", **vars(sizes))))
     # As transformers does: in float16 this projection leaves its range.
     wide = torch.float32 if dtype == torch.float16 else dtype
     share = take_share(model, sizes, seat if seat and shares(sizes, seat.tensor.degree) else None)
@@ -95,7 +94,7 @@ def load_clip(
 
     checkpoint = Checkpoint(stored)
     sizes = required(checkpoint, ClipSizes)
-    model = on_meta(lambda: CLIPTextModel(CLIPTextConfig(**{**special, **stored.hints, **vars(sizes)})))
+    model = on_meta(lambda: CLIPTextModel(CLIPTextConfig(**special, **vars(sizes))))
     model.embeddings.position_ids = torch.arange(sizes.max_position_embeddings, device=device)[None]
     return fill(model, checkpoint, device, dtype)
 
