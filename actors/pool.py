@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from actors import cluster, faults, gang, placing
+from actors.bench import STRIKES, Form
 from actors.gang import Gang
 from actors.messages import Order, Post
 from actors.nodes import node_of
@@ -24,7 +25,7 @@ from actors.placing import Bundle, Room
 from actors.plan import pools_of
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
-from farm.job import Cause
+from farm.job import CAUSES, Cause, Payer
 from farm.ports import GangState, GangStatus, ModelCard, Rendered, RenderRequest
 
 log = logging.getLogger("farm.pool")
@@ -55,6 +56,7 @@ class Place:
     waits_for: str = "a job"
     since: float = field(default_factory=time.time)
     full: float = 0.0  # when it last found no room
+    form: Form = field(default_factory=Form)
 
     def now(self, state: GangState, waits_for: str = "") -> None:
         self.state, self.waits_for, self.since = state, waits_for, time.time()
@@ -80,10 +82,15 @@ class Pool:
 
     def render(self, requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
         place = self._place(requests[0].spec.model, cancelled)
+        job = requests[0].job_id
         try:
-            return self._render(place, tuple(requests), cancelled)
+            answers = self._render(place, tuple(requests), cancelled)
+            self._judge(place, job, answers)
+            return answers
         except Exception as error:
-            raise self._lost(place, error) from error
+            fault = self._lost(place, error)
+            self._judge(place, job, [fault])
+            raise fault from error
         finally:
             self._leave(place)
 
@@ -112,7 +119,7 @@ class Pool:
             if not place.lock.acquire(blocking=False):
                 continue
             try:
-                if place.number < place.spec.min:
+                if place.number < place.spec.min and not place.form.rests_at(time.time()):
                     self._warm(place)
                 elif place.state is GangState.READY and time.time() - place.since > place.spec.idle_s:
                     self._remove(place, f"no job for {place.spec.idle_s:g} s")
@@ -154,6 +161,7 @@ class Pool:
         if model not in self.places:
             raise Fault(Cause.WEIGHTS_MISSING, f"this farm has no pool for {model!r}")
         while not cancelled():
+            self._all_rest(self.places[model])
             place = self._free(self.places[model])
             if place is not None:
                 if place.gang is not None or self._first(place) or self._further(place):
@@ -166,7 +174,8 @@ class Pool:
     def _free(self, places: Sequence[Place]) -> Place | None:
         """Locked; an empty one is from now on starting, so that nobody else takes himself for the first."""
         now = time.time()
-        able = [place for place in places if place.gang is not None or now - place.full > FULL_S]
+        fit = [place for place in places if not place.form.rests_at(now)]
+        able = [place for place in fit if place.gang is not None or now - place.full > FULL_S]
         with self.freed:
             for place in sorted(able, key=lambda place: place.gang is None):
                 if place.lock.acquire(blocking=False):
@@ -174,6 +183,13 @@ class Pool:
                         place.now(GangState.STARTING, "room in the cluster")
                     return place
         return None
+
+    def _all_rest(self, places: Sequence[Place]) -> None:
+        """Then no job waits inside: it goes back to the queue, with the reason, and pays nothing."""
+        now = time.time()
+        if places and all(place.form.rests_at(now) for place in places):
+            soonest = min(places, key=lambda place: place.form.until)
+            raise Fault(Cause.RAY_GONE, f"every gang of {soonest.post.card.name} rests: {soonest.waits_for}")
 
     def _leave(self, place: Place) -> None:
         """A saturated gang does not idle until somebody looks again."""
@@ -184,7 +200,7 @@ class Pool:
     def _first(self, place: Place) -> bool:
         """It may press others out, and waits where there is no room at all; a further one may not."""
         others = (other for other in self.places[place.post.card.name] if other is not place)
-        return all(other.state is GangState.GONE for other in others)
+        return all(other.state in (GangState.GONE, GangState.BENCHED) for other in others)
 
     def _further(self, place: Place) -> bool:
         try:
@@ -209,6 +225,19 @@ class Pool:
         if ending:
             self._remove(place, str(ending[0]))
         return answers
+
+    def _judge(self, place: Place, job: int, answers: Sequence[Rendered | Fault]) -> None:
+        if any(isinstance(answer, Rendered) for answer in answers):
+            place.form = Form()
+        ended = [answer for answer in answers if isinstance(answer, Fault) and CAUSES[answer.cause] is Payer.GANG]
+        if not ended or len(ended) < len(answers):
+            return
+        now = time.time()
+        place.form = place.form.after(job, now)
+        if place.form.rests_at(now):
+            words = f"rested for {place.form.until - now:.0f} s after {STRIKES} jobs in a row ended it: {ended[0]}"
+            place.now(GangState.BENCHED, words)
+            log.warning("a gang of %s is %s", place.post.pool, words)
 
     def _join(self, place: Place) -> None:
         """Handles do not outlive the connection they were made under, and another head knows nothing of the gang."""

@@ -119,7 +119,7 @@ class Running:
         from farm.insights import Insights
 
         insights, end, last = Insights(self.dispatcher.queue.engine), time.monotonic() + DONE_S, -1
-        while left := unsettled(insights.batch("default", batch)["counts"]):
+        while left := unsettled(insights.batch("default", batch)):
             if left != last:
                 progress(f"{said}: {left} jobs left")
                 last = left
@@ -128,7 +128,8 @@ class Running:
             time.sleep(0.02)
 
 
-def unsettled(counts: dict[str, int]) -> int:
+def unsettled(batch: dict[str, Any] | None) -> int:
+    counts: dict[str, int] = batch["counts"] if batch else {}
     return sum(counts.get(state, 0) for state in ("waiting", "queued", "leased"))
 
 

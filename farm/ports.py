@@ -115,6 +115,7 @@ class GangState(StrEnum):
     READY = "ready"
     BUSY = "busy"
     GONE = "gone"  # there is none; it is built when a job asks for it
+    BENCHED = "benched"  # there is none, and none is built until it has rested
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import psutil
 import pytest
 import ray
 
 from actors import cluster, gang
+from actors.bench import Form
 from actors.pool import Pool
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
-from farm.job import Cause
+from farm.job import CAUSES, Cause, Payer
 from farm.ports import GangState, Rendered, RenderRequest
 from tests.actors.conftest import CARDS, request_of, until
 
@@ -119,6 +121,25 @@ def test_cancelling_reaches_a_running_group_and_one_that_waits(pool: Pool) -> No
         thread.join(15)
     assert [fault.cause for fault in faults] == [Cause.LEASE_LOST] * 2
     assert drawn(pool) == first
+
+
+def test_a_place_that_ends_three_different_jobs_is_rested_and_then_draws_again(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.bench.REST_S", 20.0)
+    for job in (1, 2, 2, 3):
+        with pytest.raises(Fault) as caught:
+            pool.render([request_of("die", job)], never)
+        assert caught.value.cause is Cause.GANG_DIED
+    (benched,) = [row for row in pool.status() if row.state is GangState.BENCHED]
+    assert "rested for 20 s after 3 jobs in a row" in benched.waits_for
+    fault = failed(pool, "a")
+    assert CAUSES[fault.cause] is Payer.ENVIRONMENT
+    assert "every gang of flat rests" in fault.detail
+    place = pool.places["flat"][0]
+    place.form = replace(place.form, until=0.0)  # it is over
+    drawn(pool)
+    assert place.form == Form()
 
 
 def test_missing_weights_wait_for_the_operator_and_hold_no_room(pool: Pool) -> None:
