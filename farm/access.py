@@ -35,13 +35,14 @@ class KeyView:
 class Deed(StrEnum):
     RUN = "run batches"  # submit and steer them
     JUDGE = "judge pictures"  # see what is held or withdrawn and how close it came to a rule, and decide
+    OPERATE = "see the pool"  # what runs where, for the whole farm
 
 
 # What each role may do beyond looking at what its project has published; API and pages ask this one table.
 MAY = {
     "submitter": frozenset({Deed.RUN}),
     "reviewer": frozenset({Deed.JUDGE}),
-    "operator": frozenset({Deed.RUN, Deed.JUDGE}),
+    "operator": frozenset({Deed.RUN, Deed.JUDGE, Deed.OPERATE}),
 }
 CASES = frozenset({State.HELD, State.APPROVED, State.REJECTED, State.UNLISTED})  # for those who judge
 

@@ -57,7 +57,7 @@ class Dispatcher:
         """Until `stop()`: what runs then is finished first."""
         deeds = {
             "heart": (TIDY_S, [self._beat]),
-            "keeper": (TIDY_S, [self._expire, self._seal]),
+            "keeper": (TIDY_S, [self._expire, self._seal, self._tell_gangs]),
             "cleaner": (TIDY_S, [self._tidy]),
             "prober": (PROBE_S, [self._probe, self._sign_head]),
         }
@@ -191,6 +191,9 @@ class Dispatcher:
             words = self.outages.words()
             detail = words or f"{len(self.flights)} groups in flight"
             self.queue.beat(self.owner, "dispatcher", "waiting" if words else "ready", detail)
+
+    def _tell_gangs(self) -> None:
+        self.queue.tell_gangs(self.owner, self.ports.renderer.status())
 
     def _sign_head(self) -> None:
         if self.clock() >= self.head_signed_at + SIGN_HEAD_S:

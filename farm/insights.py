@@ -16,10 +16,12 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, case, func, li
 from farm.db import reading
 from farm.job import UNSETTLED, State
 from farm.ports import Outcome
-from farm.tables import ARTIFACT, BAD_LINE, BATCH, COMPONENT, DECISION, EVENT, JOB, JOB_FAULT, VERDICT
+from farm.tables import ARTIFACT, BAD_LINE, BATCH, COMPONENT, DECISION, EVENT, GANG, JOB, JOB_FAULT, VERDICT
 
 Record = dict[str, Any]
 COUNTED_FOR_S = 5.0
+STALE_S = 15.0  # a process that has not been heard of for so long is away
+SILENT = "silent"  # the state of a gang whose dispatcher is away: what it said is no longer known to be true
 HIDDEN = ("staging", "discarded")
 VISIBLE = BATCH.c.state.not_in(HIDDEN)
 # What a list shows of each job; `sha256` is the file's, because the store is content-addressed.
@@ -136,6 +138,15 @@ class Insights:
             said = _all(connection, select(COMPONENT).order_by(COMPONENT.c.kind, COMPONENT.c.name))
         return [row | {"age_s": max(0.0, now - row["beat_at"])} for row in said]
 
+    def pool(self) -> list[Record]:
+        """Each place for a gang, as its dispatcher last told of it; of one that is away its gangs alone, as silent."""
+        now = self.clock()
+        known = (GANG.c.beat_at > now - STALE_S) | (GANG.c.gang != literal_column("''"))
+        order = (GANG.c.pool, GANG.c.place, GANG.c.beat_at.desc(), GANG.c.dispatcher)
+        with reading(self.engine) as connection:
+            said = _all(connection, select(GANG).where(known).order_by(*order))
+        return [_of_gang(row, now) for row in said]
+
     def conservation(self, batch_id: int) -> Record:
         """Law 3, of one batch: what was accepted is the sum over the states."""
         with reading(self.engine) as connection:
@@ -165,6 +176,16 @@ class Insights:
         query = query if project_id is None else query.where(EVENT.c.project_id == project_id)
         with reading(self.engine) as connection:
             return int(connection.execute(query).scalar_one())
+
+
+def _of_gang(row: Record, now: float) -> Record:
+    told = {name: row[name] for name in ("pool", "place", "model", "gang", "state", "waits_for", "dispatcher")}
+    age_s, for_s = (max(0.0, now - row[name]) for name in ("beat_at", "since"))
+    if age_s >= STALE_S:
+        was = f"{row['state']} ({row['waits_for']})" if row["waits_for"] else row["state"]
+        told |= {"state": SILENT, "waits_for": f"its dispatcher, which last said: {was}"}
+        for_s = age_s
+    return told | {"for_s": for_s, "age_s": age_s}
 
 
 def job_page(

@@ -8,17 +8,20 @@ person's deed, its audit row.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import Connection, Engine, delete, select
 
 from farm.control import Control
-from farm.db import reading, transact
-from farm.leasing import Finished, LaneView, Leasing, Stored
+from farm.db import insert_many, reading, transact, transaction
+from farm.leasing import MAX_DETAIL, Finished, LaneView, Leasing, Stored
+from farm.ports import GangStatus
 from farm.staging import NewJob, Staging
-from farm.tables import COMPONENT
+from farm.tables import COMPONENT, GANG
 
 __all__ = ["Finished", "JobQueue", "LaneView", "NewJob", "Stored"]
+GONE_S = 600.0  # a dispatcher that was silent for so long has ended
 
 
 class JobQueue(Staging, Leasing, Control):
@@ -27,6 +30,17 @@ class JobQueue(Staging, Leasing, Control):
     ) -> None:
         """`licences`: model to the licence without whose acceptance no job of it is leased."""
         self.engine, self.clock, self.licences = engine, clock, licences or {}
+
+    @transaction
+    def tell_gangs(self, connection: Connection, dispatcher: str, gangs: Sequence[GangStatus]) -> None:
+        """In place of all that this dispatcher, or one that is long silent, said before."""
+        now = self.clock()
+        gone = (GANG.c.dispatcher == dispatcher) | (GANG.c.beat_at < now - GONE_S)
+        connection.execute(delete(GANG).where(gone))
+        said = {"dispatcher": dispatcher, "beat_at": now}
+        words = [gang.waits_for.replace("\0", "")[:MAX_DETAIL] for gang in gangs]
+        rows = [asdict(gang) | said | {"waits_for": wait} for gang, wait in zip(gangs, words, strict=True)]
+        insert_many(connection, GANG, rows)
 
     def forget_silent(self, older_than_s: float = 24 * 3600.0) -> int:
         """A process that has said nothing for a day is gone: every start of one makes a new name."""

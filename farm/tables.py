@@ -289,9 +289,23 @@ class Component(SQLModel, table=True):
     """What each process last said of itself, so that every wait says what it waits for."""
 
     name: str = Field(primary_key=True)
-    kind: str  # dispatcher, signer, gate, gang, api
+    kind: str  # dispatcher, signer, gate, api
     state: str  # ready, waiting
     detail: str = ""
+    beat_at: float
+
+
+class Gang(SQLModel, table=True):
+    """What a dispatcher last said of each place it has for a gang; of one that is silent nothing is known."""
+
+    dispatcher: str = Field(primary_key=True)
+    pool: str = Field(primary_key=True)
+    place: int = Field(primary_key=True)
+    model: str
+    gang: str  # "" while there is none
+    state: str
+    waits_for: str
+    since: float
     beat_at: float
 
 
@@ -312,3 +326,4 @@ AUDIT = METADATA.tables["audit"]
 AUDIT_HEAD = METADATA.tables["audit_head"]
 ACCEPTANCE = METADATA.tables["acceptance"]
 COMPONENT = METADATA.tables["component"]
+GANG = METADATA.tables["gang"]

@@ -26,7 +26,7 @@ from farm.pipeline import Group, Ports
 from farm.ports import Frame, Lease, Outcome, Rendered, RenderRequest, Stage, Verdict
 from farm.store import open_store
 from farm.suspects import STRIKES, SUSPICIOUS, Suspects
-from farm.tables import ARTIFACT, COMPONENT, EVENT, JOB, JOB_FAULT, VERDICT
+from farm.tables import ARTIFACT, COMPONENT, EVENT, GANG, JOB, JOB_FAULT, VERDICT
 from tests.fakes import FlatRenderer, StampSigner, StampVerifier, WordGate, away
 
 NUMBERS = itertools.count(1)
@@ -361,6 +361,27 @@ def test_the_keeper_forgets_processes_that_died_yesterday(ports: FakePorts, monk
         connection.execute(update(COMPONENT).values(beat_at=time.time() - 25 * 3600))
     dispatcher = Dispatcher(ports)
     dispatch_until(dispatcher, lambda: [row["name"] for row in rows(ports, COMPONENT)] == [dispatcher.owner])
+
+
+def test_the_gangs_are_told_every_beat_and_not_at_all_once_their_renderer_cannot(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.dispatcher.TIDY_S", 0.05)
+    dispatcher = Dispatcher(ports)
+
+    seen: set[float] = set()
+
+    def told_again() -> bool:
+        seen.update(row["beat_at"] for row in rows(ports, GANG))
+        return len(seen) > 2
+
+    dispatch_until(dispatcher, told_again)
+    (told,) = rows(ports, GANG)
+    assert (told["dispatcher"], told["gang"], told["state"]) == (dispatcher.owner, "gang-1", "ready")
+    monkeypatch.setattr(ports.renderer, "status", lambda: 1 / 0)
+    second = Dispatcher(ports)
+    dispatch_until(second, lambda: second.owner in [row["name"] for row in rows(ports, COMPONENT)])
+    assert [row["dispatcher"] for row in rows(ports, GANG)] == [dispatcher.owner]
 
 
 def test_a_large_cancellation_stops_neither_expiry_nor_sealing_nor_the_beat(

@@ -52,6 +52,12 @@ def runner(who: Annotated[KeyView, Depends(caller)]) -> KeyView:
     return who
 
 
+def operator(who: Annotated[KeyView, Depends(caller)]) -> KeyView:
+    """A caller whose role may see what the farm runs on."""
+    require(who, Deed.OPERATE)
+    return who
+
+
 def no_unknown_parameters(request: Request) -> None:
     known = _parameters(request.scope["route"].dependant)
     for name in request.query_params:
@@ -68,3 +74,4 @@ def _parameters(dependant: Dependant) -> set[str]:
 TheFarm = Annotated[Farm, Depends(the_farm)]
 Caller = Annotated[KeyView, Depends(caller)]
 Runner = Annotated[KeyView, Depends(runner)]
+Operator = Annotated[KeyView, Depends(operator)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Response
@@ -12,9 +13,10 @@ from prometheus_client.registry import Collector
 
 from farm.api.callers import Farm, TheFarm
 from farm.errors import FarmError
+from farm.insights import SILENT, STALE_S
+from farm.ports import GangState
 
 router = APIRouter(tags=["health"])
-STALE_S = 15.0  # a process that has not been heard of for so long is away
 NEEDED = ("dispatcher",)  # without one the farm takes batches, but makes no image
 
 
@@ -77,6 +79,11 @@ class _Metrics(Collector):
         beats = GaugeMetricFamily("farm_component_age_seconds", words, labels=["kind", "name"])
         for one in self.farm.insights.components():
             beats.add_metric([one["kind"], one["name"]], one["age_s"])
+        gangs = GaugeMetricFamily("farm_gangs", "Places for gangs per pool and state.", labels=["pool", "state"])
+        known = Counter((one["pool"], one["state"]) for one in self.farm.insights.pool())
+        for pool in sorted({pool for pool, _ in known}):
+            for state in (*GangState, SILENT):
+                gangs.add_metric([pool, str(state)], known[pool, str(state)])
         superseded = self.farm.insights.superseded()
         late = CounterMetricFamily("farm_superseded", "Results that came too late and were dropped.", superseded)
-        yield from (jobs, beats, late)
+        yield from (jobs, beats, gangs, late)

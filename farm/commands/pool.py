@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.commands.output import as_json, table
+from farm.commands.output import as_json, lasting, say, table
 
 if TYPE_CHECKING:
     from actors.placing import Node
@@ -93,3 +93,22 @@ def _where(row: Planned) -> str:
     """How many ranks on which node."""
     ranks = Counter(name for gang in row.where for name in gang)
     return ", ".join(f"{count} on {name}" for name, count in ranks.items())
+
+
+@pool.command("ls")
+def ls(json_: Json = False) -> None:
+    """List each place for a gang: its state, what it waits for and for how long, and which dispatcher said so when."""
+    from farm.commands.session import open_client
+
+    with open_client() as client:
+        rows: list[dict[str, Any]] = client.get("/api/pool")["items"]
+    if json_:
+        as_json(rows)
+    elif rows:
+        shown = [
+            row | {"waits for": row["waits_for"], "for": lasting(row["for_s"]), "said": f"{lasting(row['age_s'])} ago"}
+            for row in rows
+        ]
+        table(shown, ["pool", "place", "model", "gang", "state", "waits for", "for", "dispatcher", "said"])
+    else:
+        say("farm: no dispatcher tells of any gang; is one running?")

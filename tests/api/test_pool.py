@@ -1,16 +1,19 @@
-"""`farm pool` from the terminal: what is printed, and the exit code."""
+"""The pool, over HTTP and from the terminal: who sees it, what is printed, and the exit code."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors import nodes
-from tests.api.conftest import Shell
+from farm.insights import STALE_S
+from farm.ports import GangState, GangStatus
+from tests.api.conftest import Shell, World
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +69,56 @@ def test_an_unknown_model_of_a_pool_names_the_nearest(shell: Shell, monkeypatch:
     pools(monkeypatch, {"model": "tinny"})
     assert shell("pool", "plan") == 2
     assert "did you mean 'tiny'" in shell.err
+
+
+def tell(world: World, **places: str) -> None:
+    """One dispatcher's word: the state of each place, and what it waits for there."""
+    began = time.time() - 300.0
+    gangs = [
+        GangStatus("main", number, "tiny", f"main.{number}", GangState(state), words, began)
+        for number, (state, words) in enumerate(places.items())
+    ]
+    world.farm.queue.tell_gangs("host:1:ab", gangs)
+
+
+def test_operators_alone_see_the_pool(world: World) -> None:
+    tell(world, busy="2 pictures")
+    for role in ("submitter", "reviewer"):
+        refused = world.get("/api/pool", f"ours/{role}")
+        assert refused.status_code == 403
+        assert refused.json()["detail"] == f"a {role} may not see the pool"
+    assert world.client.get("/api/pool").status_code == 401
+    for who in ("ours/operator", "theirs/operator"):
+        (row,) = world.get("/api/pool", who).json()["items"]
+        assert (row["gang"], row["state"], row["waits_for"]) == ("main.0", "busy", "2 pictures")
+        assert row["dispatcher"] == "host:1:ab"
+        assert 300.0 <= row["for_s"] < 400.0
+
+
+def test_metrics_count_the_places_of_each_pool_by_state(world: World) -> None:
+    assert "farm_gangs{" not in world.client.get("/metrics").text
+    tell(world, busy="2 pictures", ready="a job")
+    lines = [line for line in world.client.get("/metrics").text.splitlines() if line.startswith("farm_gangs{")]
+    states = {str(state): int(state in ("busy", "ready")) for state in GangState} | {"silent": 0}
+    assert lines == [f'farm_gangs{{pool="main",state="{state}"}} {count:.1f}' for state, count in states.items()]
+
+
+def test_ls_shows_each_place_and_which_dispatcher_is_silent(
+    shell: Shell, world: World, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_URL", address)
+    monkeypatch.setenv("FARM_KEY", world.keys["ours/operator"])
+    assert shell("pool", "ls") == 0
+    assert "no dispatcher tells of any gang" in shell.err
+    tell(world, busy="2 pictures", gone="a job")
+    assert shell("pool", "ls", "--json") == 0
+    assert [row["state"] for row in shell.json()] == ["busy", "gone"]
+    assert shell("pool", "ls") == 0
+    header, first, _ = shell.out.splitlines()
+    assert header.split() == ["pool", "place", "model", "gang", "state", "waits", "for", "for", "dispatcher", "said"]
+    assert " ".join(first.split()).startswith("main 0 tiny main.0 busy 2 pictures 5 min host:1:ab")
+    later = time.time() + STALE_S
+    monkeypatch.setattr(world.farm.insights, "clock", lambda: later)
+    shell("pool", "ls")
+    assert "silent" in shell.out
+    assert "its dispatcher, which last said: busy (2 pictures)" in shell.out

@@ -1,0 +1,62 @@
+"""What dispatchers say of their gangs: the last word counts, and no word of one that is silent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from farm.insights import SILENT, STALE_S
+from farm.job_queue import GONE_S
+from farm.ports import GangState, GangStatus
+from tests.queue.conftest import START, Desk
+
+BUSY = GangStatus("main", 0, "tiny", "main.1.ab", GangState.BUSY, "4 pictures", START - 5.0)
+EMPTY = GangStatus("main", 1, "tiny", "", GangState.GONE, "a job", START - 90.0)
+
+
+def test_each_place_is_listed_with_what_it_waits_for_and_how_long(desk: Desk) -> None:
+    desk.queue.tell_gangs("one", [EMPTY, BUSY])
+    desk.clock.now += 2.0
+    said = {"dispatcher": "one", "age_s": 2.0}
+    place = {"pool": "main", "model": "tiny"} | said
+    assert desk.insights.pool() == [
+        place | {"place": 0, "gang": "main.1.ab", "state": "busy", "waits_for": "4 pictures", "for_s": 7.0},
+        place | {"place": 1, "gang": "", "state": "gone", "waits_for": "a job", "for_s": 92.0},
+    ]
+
+
+def test_the_last_word_replaces_all_of_the_one_before_and_nobody_elses(desk: Desk) -> None:
+    desk.queue.tell_gangs("one", [BUSY, EMPTY])
+    desk.queue.tell_gangs("two", [BUSY])
+    desk.queue.tell_gangs("one", [replace(BUSY, state=GangState.READY, waits_for="a\0job" * 1000)])
+    assert len(desk.insights.pool()) == 2
+    rows = {row["dispatcher"]: row for row in desk.insights.pool()}
+    assert (rows["one"]["state"], rows["two"]["state"]) == ("ready", "busy")
+    assert rows["one"]["waits_for"] == "ajob" * 500
+
+
+def test_what_a_silent_dispatcher_said_is_not_taken_for_true(desk: Desk) -> None:
+    desk.queue.tell_gangs("one", [BUSY, EMPTY])
+    desk.clock.now += STALE_S
+    desk.queue.tell_gangs("two", [BUSY])
+    fresh, silent = desk.insights.pool()
+    assert (fresh["dispatcher"], fresh["state"]) == ("two", "busy")
+    assert (silent["dispatcher"], silent["state"]) == ("one", SILENT)
+    assert silent["waits_for"] == "its dispatcher, which last said: busy (4 pictures)"
+    assert silent["for_s"] == silent["age_s"] == STALE_S
+
+
+def test_one_that_is_long_silent_is_forgotten_by_the_others(desk: Desk) -> None:
+    desk.queue.tell_gangs("one", [BUSY])
+    desk.clock.now += GONE_S
+    desk.queue.tell_gangs("two", [BUSY])
+    assert len(desk.insights.pool()) == 2
+    desk.clock.now += 1.0
+    desk.queue.tell_gangs("two", [BUSY])
+    assert [row["dispatcher"] for row in desk.insights.pool()] == ["two"]
+
+
+def test_a_clock_that_is_behind_gives_no_negative_times(desk: Desk) -> None:
+    desk.queue.tell_gangs("one", [replace(BUSY, since=START + 3.0)])
+    desk.clock.now -= 1.0
+    (row,) = desk.insights.pool()
+    assert (row["for_s"], row["age_s"]) == (0.0, 0.0)
