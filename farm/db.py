@@ -227,11 +227,11 @@ def migrate(engine: Engine) -> None:
 
     def upgrade(connection: Connection) -> None:
         only_one(connection, MIGRATION_LOCK)
-        standing = _triggers(connection)
+        names = law1.names(connection.dialect.name)
         current = MigrationContext.configure(connection).get_current_revision()
-        if current == head and standing == law1.names(connection.dialect.name):
+        if current == head and law1.standing(connection) == names:
             return
-        law1.drop(connection, standing)
+        law1.drop(connection, names)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         law1.create(connection)
@@ -241,23 +241,9 @@ def migrate(engine: Engine) -> None:
 
 
 def triggers(engine: Engine) -> set[str]:
-    """The names of the triggers that stand in the database and are switched on."""
+    """The names of our triggers that stand in the database as they were written, and are switched on."""
     with reading(engine) as connection:
-        return _triggers(connection)
-
-
-def _triggers(connection: Connection) -> set[str]:
-    if connection.dialect.name == "sqlite":
-        names = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'trigger'"))
-    else:
-        names = connection.execute(
-            text(
-                "SELECT tgname FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid"
-                " WHERE NOT tgisinternal AND tgenabled IN ('O', 'A')"
-                " AND c.relnamespace = current_schema()::regnamespace"
-            )
-        )
-    return set(names.scalars())
+        return law1.standing(connection)
 
 
 def required_triggers(engine: Engine) -> set[str]:

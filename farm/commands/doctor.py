@@ -95,7 +95,8 @@ def _database(settings: Settings) -> tuple[bool, str, str]:
     shown = make_url(settings.database_url).render_as_string(hide_password=True)
     engine = connect(settings.database_url, read_only=True)
     missing = required_triggers(engine) - triggers(engine)
-    return not missing, shown if not missing else f"{shown} is not migrated", "`farm up` migrates it"
+    trouble = f"{shown} is not migrated, or its triggers were changed"
+    return not missing, trouble if missing else shown, "`farm up` mends it"
 
 
 def _store(settings: Settings) -> tuple[bool, str, str]:

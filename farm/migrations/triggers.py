@@ -1,15 +1,16 @@
 """The triggers that hold law 1 in the database itself, whoever writes to it, with whatever tool.
 
 Each rule refuses a row for which `when` and `bad` hold; both dialects are made from the same words. All of them are
-dropped before the schema changes and stand again before that transaction ends, so a rule that changes needs a revision,
-even an empty one.
+dropped before the schema changes, or when one does not stand as it is written here, and stand again before that
+transaction ends.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,43 +157,85 @@ def names(dialect: str) -> set[str]:
 
 def create(connection: Connection) -> None:
     sqlite = connection.dialect.name == "sqlite"
-    schema = "" if sqlite else connection.execute(text("SELECT quote_ident(current_schema())")).scalar_one()
+    schema = "" if sqlite else _schema(connection)
     for rule in rules(connection.dialect.name):
         for statement in _sqlite(rule) if sqlite else _postgres(rule, schema):
             connection.exec_driver_sql(statement)
 
 
-def drop(connection: Connection, standing: set[str]) -> None:
+def drop(connection: Connection, named: set[str]) -> None:
     sqlite = connection.dialect.name == "sqlite"
     for rule in rules(connection.dialect.name):
-        if rule.name in standing:
+        if rule.name in named:
             on = "" if sqlite else f" ON {rule.table}"
-            connection.execute(text(f"DROP TRIGGER {rule.name}{on}"))
+            connection.execute(text(f"DROP TRIGGER IF EXISTS {rule.name}{on}"))
+
+
+def standing(connection: Connection) -> set[str]:
+    """The names of the rules that stand as they are written here and are switched on; others' triggers do not count."""
+    if connection.dialect.name == "sqlite":
+        stored = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
+        found = {row.name: row.sql for row in stored}
+        return {rule.name for rule in rules("sqlite") if found.get(rule.name) == _sqlite(rule)[0]}
+    schema = _schema(connection)
+    found = {row.tgname: row for row in connection.execute(STANDING)}
+    return {rule.name for rule in rules("postgresql") if rule.name in found and _holds(rule, schema, found[rule.name])}
+
+
+STANDING = text("""
+    SELECT tgname, c.relname, p.proname, p.prosrc, p.proconfig, t.tgenabled, pg_get_triggerdef(t.oid) AS definition
+    FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid
+    WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace
+      AND p.pronamespace = c.relnamespace""")
+
+
+def _holds(rule: Rule, schema: str, row: Row[Any]) -> bool:
+    """PostgreSQL writes conditions in words of its own, so of the trigger itself we compare all but those."""
+    each = "STATEMENT" if rule.event == "TRUNCATE" else "ROW"
+    expected = (rule.table, rule.name, f" {_body(rule)} ", {f"search_path={schema}, pg_temp", *PLANS})
+    return (
+        (row.relname, row.proname, row.prosrc, set(row.proconfig or [])) == expected
+        and row.tgenabled in ("O", "A")
+        and f" BEFORE {rule.event} ON " in row.definition
+        and f" FOR EACH {each} " in row.definition
+    )
+
+
+def _schema(connection: Connection) -> str:
+    return str(connection.execute(text("SELECT quote_ident(current_schema())")).scalar_one())
 
 
 def _sqlite(rule: Rule) -> list[str]:
-    bad = rule.bad.replace("{differs}", "IS NOT")
+    bad, when = rule.bad.replace("{differs}", "IS NOT"), rule.when
+    event, _, columns = rule.event.partition(" OF ")
+    if columns:  # UPDATE OF id does not see that rowid, which is the same, was written to
+        when += f" AND ({' OR '.join(f'NEW.{name} IS NOT OLD.{name}' for name in columns.split(', '))})"
     return [
-        f"CREATE TRIGGER {rule.name} BEFORE {rule.event} ON {rule.table} FOR EACH ROW WHEN ({rule.when}) AND ({bad})"
+        f"CREATE TRIGGER {rule.name} BEFORE {event} ON {rule.table} FOR EACH ROW WHEN ({when}) AND ({bad})"
         f" BEGIN SELECT RAISE(ABORT, '{rule.message}'); END"
     ]
 
 
-def _postgres(rule: Rule, schema: str) -> list[str]:
+def _body(rule: Rule) -> str:
     bad = rule.bad.replace("{differs}", "IS DISTINCT FROM")
-    statement = rule.event == "TRUNCATE"
-    keep = "NULL" if statement else "OLD" if rule.event == "DELETE" else "NEW"
-    each = "FOR EACH STATEMENT" if statement else f"FOR EACH ROW WHEN ({rule.when})"
-    body = (
+    keep = {"TRUNCATE": "NULL", "DELETE": "OLD"}.get(rule.event, "NEW")
+    return (
         f"BEGIN {rule.locks} IF {bad} THEN RAISE EXCEPTION '{rule.message}'"
         f" USING ERRCODE = 'integrity_constraint_violation'; END IF; RETURN {keep}; END"
     )
+
+
+# Planned once, perhaps while the tables are empty: it must not settle for reading them whole.
+PLANS = ("enable_seqscan=off", "plan_cache_mode=force_generic_plan")
+
+
+def _postgres(rule: Rule, schema: str) -> list[str]:
+    each = "FOR EACH STATEMENT" if rule.event == "TRUNCATE" else f"FOR EACH ROW WHEN ({rule.when})"
     # Unless it is named, and named last, a session's own temporary tables come first and would be believed.
     where = f"SET search_path = {schema}, pg_temp"
-    # Planned once, perhaps while the tables are empty: it must not settle for reading them whole.
-    plans = "SET enable_seqscan = off SET plan_cache_mode = force_generic_plan"
+    plans = " ".join(f"SET {plan}" for plan in PLANS)
     return [
         f"CREATE OR REPLACE FUNCTION {rule.name}() RETURNS trigger LANGUAGE plpgsql {where} {plans}"
-        f" AS $body$ {body} $body$",
+        f" AS $body$ {_body(rule)} $body$",
         f"CREATE TRIGGER {rule.name} BEFORE {rule.event} ON {rule.table} {each} EXECUTE FUNCTION {rule.name}()",
     ]

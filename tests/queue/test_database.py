@@ -60,7 +60,7 @@ def test_a_missing_trigger_is_put_back_on_the_next_start(desk: Desk) -> None:
 def test_a_database_of_the_first_tables_is_brought_up_to_date_and_keeps_its_rows(desk: Desk) -> None:
     batch = desk.submit(count=2)
     with desk.engine.begin() as connection:
-        law1.drop(connection, {name for name in db._triggers(connection) if name.startswith(NEWER_RULES)})
+        law1.drop(connection, {name for name in law1.standing(connection) if name.startswith(NEWER_RULES)})
         for table in NEWER_TABLES:
             connection.execute(text(f"DROP TABLE {table}"))
         for index in NEWER_INDEXES:
