@@ -7,8 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from actors.cards import CARDS, KONTEXT, SCHNELL, TEXT_TOKENS, TINY
-from actors.flux.check import Report, check, fitting, memory_of, objection, report_part, title
-from actors.flux.containers import Found, TensorSet, find, is_diffusers, tokenizer_near
+from actors.flux.check import (
+    NO_TOKENIZER,
+    Report,
+    check,
+    fitting,
+    memory_of,
+    objection,
+    report_part,
+    title,
+    tokenizer_objection,
+)
+from actors.flux.containers import Found, TensorSet, find, is_diffusers
 from actors.flux.headers import WeightsError
 from actors.flux.names import PARTS, Part
 from farm.errors import Fault, NotFound, nearest
@@ -113,7 +123,7 @@ def unfit(card: ModelCard, folder: Path | None) -> list[str]:
         for each in (*of_model(card, found), *(each for each in found.sets if each.part != "transformer")):
             if each.part not in parts and (why := objection(report_part(each), transformer)):
                 reasons.append(f"{each.files[0]}: {why}")
-    return reasons
+    return reasons + [why for each in parts.values() if (why := tokenizer_objection(each)) and why != NO_TOKENIZER]
 
 
 def files_present(card: ModelCard, folder: Path | None) -> dict[str, bool]:
@@ -121,7 +131,7 @@ def files_present(card: ModelCard, folder: Path | None) -> dict[str, bool]:
     parts = parts_there(card, folder)
     there: dict[str, bool] = {part: part in parts for part in PARTS}
     for part in ("t5", "clip"):
-        there[f"tokenizers/{part}"] = part in parts and tokenizer_near(parts[part].files, part) is not None
+        there[f"tokenizers/{part}"] = part in parts and not tokenizer_objection(parts[part])
     return there
 
 

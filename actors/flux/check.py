@@ -6,13 +6,14 @@ from math import prod
 from pathlib import Path
 
 from actors.flux.config import FluxConfig, VaeConfig
-from actors.flux.containers import Kind, TensorSet, absent_parts, find, read_json, tokenizer_near
+from actors.flux.containers import Kind, TensorSet, absent_parts, find, highest_token, read_json, tokenizer_near
 from actors.flux.headers import NotRendered, WeightsError
 from actors.flux.names import Part
 from actors.flux.shapes import ClipSizes, Shape, Shapes, Sizes, T5Sizes, expected
 from actors.flux.sharding import Place, kept_shapes
 from actors.flux.sizes import Differences, deduce, differences
 
+NO_TOKENIZER = "no tokenizer near it"
 GPUS = (1, 2, 4, 8)
 BYTES = 2  # of a weight in bfloat16, whatever the file stores
 # Activations of one 1024x1024 image per unit of the transformer's width: 4,608 tokens, and a block's widest tensors of
@@ -68,7 +69,9 @@ def check(path: Path) -> Report:
     parts = tuple(report_part(each) for each in found.sets)
     taken = fullest(found.sets)
     one_each = {part: report_part(each) for part, each in taken.items()}
-    absent = [*absent_parts(found), *(f"tokenizer of {part}" for part, each in taken.items() if lacks_tokenizer(each))]
+    without = {part: why for part, each in taken.items() if (why := tokenizer_objection(each))}
+    absent = [*absent_parts(found), *(f"tokenizer of {part}" for part in without)]
+    unread = (why for why in without.values() if why != NO_TOKENIZER)
     objections = ((part, objection(part, one_each.get("transformer"))) for part in parts)
     main = [part for part in parts if part.part == "transformer"] or list(parts[:1])
     return Report(
@@ -79,7 +82,7 @@ def check(path: Path) -> Report:
         parts=parts,
         absent=tuple(absent),
         known=found.known,
-        problems=(*found.refused, *(f"{part.files[0]}: {why}" for part, why in objections if why)),
+        problems=(*found.refused, *(f"{part.files[0]}: {why}" for part, why in objections if why), *unread),
         nbytes=sum(part.nbytes for part in parts),
         memory_per_gpu={count: memory(one_each, count) for count in GPUS},
         memory_streamed=memory(one_each, 1, streamed=True),
@@ -147,8 +150,23 @@ def fullest(sets: Sequence[TensorSet]) -> dict[Part, TensorSet]:
     return max((fitting(sets, each) for each in transformers or (None,)), key=len)
 
 
-def lacks_tokenizer(stored: TensorSet) -> bool:
-    return stored.part in {"t5", "clip"} and tokenizer_near(stored.files, stored.part) is None
+def tokenizer_objection(stored: TensorSet) -> str:
+    """Why a text encoder has no tokenizer to read with; empty where it has one, and for other parts."""
+    sizes = report_part(stored).sizes
+    if not isinstance(sizes, T5Sizes | ClipSizes):
+        return ""
+    folder = tokenizer_near(stored.files, stored.part)
+    if folder is None:
+        return NO_TOKENIZER
+    try:
+        return too_many_words(folder, highest_token(folder), sizes.vocab_size)
+    except WeightsError as error:
+        return str(error)
+
+
+def too_many_words(folder: Path, highest: int, rows: int) -> str:
+    says = f"{folder}: its words are numbered up to {highest}, and the encoder's embedding has {rows} rows"
+    return "" if highest < rows else f"{says}; use the tokenizer that came with the encoder"
 
 
 def title(part: PartReport) -> str:

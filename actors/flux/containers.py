@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,6 +223,32 @@ def tokenizer_near(files: tuple[Path, ...], part: Part) -> Path | None:
     """The folder of a tokenizer: beside the folder that the weights lie in, or one further up."""
     folders = (base / name for base in files[0].parents[:3] for name in TOKENIZERS[part])
     return next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), None)
+
+
+def highest_token(folder: Path) -> int:
+    """The highest number that a tokenizer gives a word, by its own files; -1 where they do not say."""
+    file = next((folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()), None)
+    if file is None:
+        return -1
+    found = file.stat()
+    return highest_number(file, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def highest_number(file: Path, size: int, changed_ns: int) -> int:
+    """Size and time are asked for so that a file is read again when it changes; megabytes are slow to read."""
+    document = read_json(file)
+    if file.name == "vocab.json":
+        return max(filter(is_number, document.values()), default=-1)
+    model, added = document.get("model"), document.get("added_tokens")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    numbers = words.values() if isinstance(words, dict) else [len(words) - 1] if isinstance(words, list) else []
+    more = [each.get("id") for each in added if isinstance(each, dict)] if isinstance(added, list) else []
+    return max(filter(is_number, (*numbers, *more)), default=-1)
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int)
 
 
 def absent_parts(found: Found) -> tuple[Part, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
+from actors.flux.check import too_many_words
 from actors.flux.checkpoint import Checkpoint, open_checkpoint, stored_part
 from actors.flux.config import FluxConfig, VaeConfig
 from actors.flux.containers import TensorSet, tokenizer_near
@@ -67,7 +68,11 @@ def load_text(
     Tensor ranks share T5 where their number divides its heads; CLIP is small, and each has it whole."""
     t5_set, clip_set = stored_part(t5 or source, "t5"), stored_part(clip or source, "clip")
     t5_tokenizer, clip_tokenizer = load_tokenizer(t5_set), load_tokenizer(clip_set)
+    for stored, tokenizer in ((t5_set, t5_tokenizer), (clip_set, clip_tokenizer)):
+        require_rows(stored, tokenizer)
     # CLIP pools at its end token; the tokenizer knows it, while many a config.json has an old mistake there.
+    if clip_tokenizer.eos_token_id is None:
+        raise WeightsError(f"{clip_tokenizer.name_or_path}: it names no eos_token, at which CLIP's words end")
     special = {"bos_token_id": clip_tokenizer.bos_token_id, "eos_token_id": clip_tokenizer.eos_token_id}
     clip_model = load_clip(clip_set, device, dtype, special)
     return TextEncoders(load_t5(t5_set, device, dtype, seat), clip_model, t5_tokenizer, clip_tokenizer)
@@ -113,6 +118,13 @@ def load_tokenizer(stored: TensorSet) -> "PreTrainedTokenizerBase":
     except Exception as error:  # the libraries raise whatever their parsers do, the bare class included
         raise WeightsError(f"{folder}: no tokenizer can be read from it: {error}") from error
     return tokenizer
+
+
+def require_rows(stored: TensorSet, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Every word must have its row of the embedding: one without would end the gang at the first prompt."""
+    rows = stored.named["shared.weight" if stored.part == "t5" else "embeddings.token_embedding.weight"].shape[0]
+    if why := too_many_words(Path(tokenizer.name_or_path), max(tokenizer.get_vocab().values(), default=-1), rows):
+        raise WeightsError(why)
 
 
 def required(checkpoint: Checkpoint, kind: type[AnySizes], given: AnySizes | None = None) -> AnySizes:

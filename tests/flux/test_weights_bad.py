@@ -1,14 +1,17 @@
 """Files that cannot be used are named for what they are."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from actors.flux.check import check
+from actors.flux.containers import highest_token
 from actors.flux.weights import NotRendered, WeightsError, load_flux, load_text
 from tests.flux import containers_kit as kit
-from tests.flux.samples import CPU, F32, FLUX_WEIGHTS, VAE_WEIGHTS, comfyui, diffusers, same, without
+from tests.flux.samples import CPU, F32, FLUX_WEIGHTS, VAE_WEIGHTS, comfyui, diffusers, same, without, write_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -156,6 +159,50 @@ def test_a_broken_tokenizer_is_named(tmp_path: Path, content: str | None) -> Non
     else:
         file.write_text(content)
     with pytest.raises(WeightsError, match="tokenizers/t5: no tokenizer can be read"):
+        load_text(tmp_path, CPU, F32)
+
+
+@pytest.mark.parametrize(("part", "rows"), [("t5", kit.T5.vocab_size), ("clip", kit.CLIP.vocab_size)])
+def test_a_tokenizer_of_more_words_than_the_embedding_has_rows_is_refused(tmp_path: Path, part: str, rows: int) -> None:
+    folder = comfyui(tmp_path) / "tokenizers" / part
+    shutil.rmtree(folder)
+    write_tokenizer(folder, rows + 1)
+    says = f"tokenizers/{part}: its words are numbered up to {rows}, and the encoder's embedding has {rows} rows"
+    with pytest.raises(WeightsError, match=says):
+        load_text(tmp_path, CPU, F32)
+    report = check(tmp_path)
+    assert not report.complete
+    assert report.absent == (f"tokenizer of {part}",)
+    assert says in report.problems[0]
+    shutil.rmtree(folder)
+    write_tokenizer(folder, rows)
+    assert check(tmp_path).complete
+    assert load_text(tmp_path, CPU, F32)
+
+
+@pytest.mark.parametrize(
+    ("name", "document", "highest"),
+    [
+        ("tokenizer.json", {"model": {"vocab": {"a": 0, "b": 7}}, "added_tokens": [{"id": 3}]}, 7),
+        ("tokenizer.json", {"model": {"vocab": [["a", 0.0], ["b", -1.5]]}, "added_tokens": [{"id": 9}, 4]}, 9),
+        ("tokenizer.json", {"model": {"vocab": [["a", 0.0], ["b", -1.5]]}}, 1),
+        ("tokenizer.json", {"model": 3, "added_tokens": {"id": 4}}, -1),
+        ("tokenizer.json", {"model": {"vocab": {"a": "x"}}}, -1),
+        ("vocab.json", {"a": 0, "b": 11}, 11),
+        ("spiece.model", {}, -1),
+    ],
+)
+def test_the_highest_word_of_each_kind_of_tokenizer(tmp_path: Path, name: str, document: object, highest: int) -> None:
+    (tmp_path / name).write_text(json.dumps(document))
+    assert highest_token(tmp_path) == highest
+
+
+def test_a_clip_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
+    file = comfyui(tmp_path) / "tokenizers" / "clip" / "tokenizer_config.json"
+    special = json.loads(file.read_text())
+    del special["eos_token"]
+    file.write_text(json.dumps(special))
+    with pytest.raises(WeightsError, match="tokenizers/clip: it names no eos_token"):
         load_text(tmp_path, CPU, F32)
 
 
