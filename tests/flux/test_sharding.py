@@ -32,6 +32,7 @@ SHAPES = [
     GangShape(4, 1, 1),
     GangShape(1, 2, 2),
     GangShape(1, 2, 1),
+    GangShape(1, 3, 1),
     GangShape(1, 4, 4),
     GangShape(1, 4, 2),
     GangShape(2, 2, 2),
