@@ -6,6 +6,7 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,19 @@ def load_flat(post: Post) -> Shard:
     if post.card.name == "broken":
         raise RuntimeError("these weights do not load")
     return Shard(Flat(), "f" * 64)
+
+
+def load_small(post: Post) -> Shard:
+    """Random weights of the real architecture, with heads that 2 and 4 ranks can share, out of `post.models`."""
+    import torch
+
+    from actors.flux.containers import find
+    from actors.models import ModelFiles, assemble, seat_of
+
+    sets = {each.part: each for each in find(Path(post.models)).sets}
+    files = ModelFiles(sets["transformer"], sets["vae"], sets["t5"], sets["clip"])
+    seat = seat_of(files, post.tensor, post.sequence)
+    return Shard(assemble(post.card, files, "cpu", torch.float32, "never", seat), "0" * 64)
 
 
 class Judge:

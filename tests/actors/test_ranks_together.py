@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -21,6 +23,8 @@ from farm.errors import Fault
 from farm.job import Cause, Spec
 from farm.ports import Frame, GangState, Rendered, RenderRequest
 from tests.actors.conftest import until
+from tests.flux import containers_kit as kit
+from tests.flux import samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
 CARDS = {"tiny": TINY}
@@ -36,6 +40,17 @@ def request(
 ) -> RenderRequest:
     spec = Spec("tiny", prompt, seed, 128, 96, steps, 3.5, edit=edit)
     return RenderRequest(seed, 1, spec, RED if edit else None)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights; four heads, in T5 too, that 2 and 4 ranks can share."""
+    folder = samples.comfyui(tmp_path_factory.mktemp("small"))
+    flux, t5 = replace(kit.FLUX, hidden_size=64, num_heads=4), replace(kit.T5, num_heads=4)
+    kit.write(folder / "diffusion_models" / "flux1-dev.safetensors", kit.random_tensors(flux, seed=1, scale=0.2))
+    kit.write(folder / "text_encoders" / "t5xxl_fp16.safetensors", kit.random_tensors(t5, seed=3))
+    (folder / "config.json").write_text(json.dumps(kit.CONFIG | {"flux": vars(flux), "t5": vars(t5)}))
+    return str(folder)
 
 
 def pool_of(settings: Settings, **shape: float) -> Pool:
@@ -70,6 +85,32 @@ def test_several_ranks_draw_what_one_draws(settings: Settings, closing: list[Poo
     for one, other in zip(pictures(alone, *asked[:2]), pictures(together, *asked[:2]), strict=True):
         assert np.abs(one - other).max() <= 1
     assert np.abs(pictures(alone, asked[2])[0] - pictures(together, asked[2])[0]).max() <= 1
+
+
+FAST = [(2, 1), (2, 2), (1, 3)]
+ALL = [(tensor, sequence) for tensor in (1, 2, 4) for sequence in (1, 2, 4) if tensor * sequence > 1]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "sequence"),
+    [*FAST, *(pytest.param(*shape, marks=pytest.mark.slow) for shape in ALL if shape not in FAST)],
+)
+def test_every_shape_draws_what_one_rank_draws(
+    settings: Settings, closing: list[Pool], small: str, tensor: int, sequence: int
+) -> None:
+    """Text, an edit, not square, with guidance; on a model of four heads with random weights."""
+    asked = [request(5, "w3 w4 w5"), request(6, "w7"), request(7, "w9 w3", edit=True)]
+    drawn = []
+    for shape in ((1, 1), (tensor, sequence)):
+        spec = PoolSpec(model="tiny", cpus=0.1, tensor=shape[0], sequence=shape[1], weights=small)
+        pool = Pool(
+            settings.model_copy(update={"pools": (spec,)}), CARDS, shard="tests.actors.fakes:load_small", room_s=10.0
+        )
+        closing.append(pool)
+        drawn.append([*pictures(pool, *asked[:2]), *pictures(pool, asked[2])])
+    for one, other in zip(*drawn, strict=True):
+        assert np.ptp(one) > 50  # there is something to see
+        assert np.abs(one - other).max() <= 1
 
 
 def test_a_rank_that_is_killed_ends_its_gang_and_another_is_built(settings: Settings, closing: list[Pool]) -> None:

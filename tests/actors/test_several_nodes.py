@@ -1,0 +1,71 @@
+"""A gang over several nodes, and what becomes of it when one of them is lost: raylets on this one machine."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from actors import cluster, gang
+from actors.pool import Pool
+from farm.config import PoolSpec, Settings
+from farm.errors import Fault
+from farm.job import Cause
+from farm.ports import Rendered
+from tests.actors.test_ranks_together import CARDS, never, request
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of Ray's own test cluster
+]
+
+
+@pytest.fixture
+def nodes(settings: Settings) -> Iterator[Cluster]:
+    """A head that holds nobody, and three nodes of one CPU."""
+    cluster.disconnect()
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(3):
+            made.add_node(num_cpus=1)
+        yield made
+    finally:
+        cluster.disconnect()
+        made.shutdown()
+        gc.collect()
+        cluster.connect(settings)
+
+
+def test_a_gang_on_two_nodes_draws_and_is_built_again_when_one_is_lost(settings: Settings, nodes: Cluster) -> None:
+    spec = PoolSpec(model="tiny", sequence=2, cpus=1)
+    theirs = settings.model_copy(update={"pools": (spec,), "ray_address": nodes.address})
+    pool = Pool(theirs, CARDS, room_s=10.0)
+    first = drawn(pool)
+    homes = homes_of(first.gang)
+    assert len(set(homes)) == 2
+    lost = next(node for node in nodes.worker_nodes if node.node_id == homes[1])
+    nodes.remove_node(lost, allow_graceful=False)
+    with pytest.raises(Fault) as caught:
+        drawn(pool)
+    assert caught.value.cause is Cause.GANG_DIED
+    again = drawn(pool)
+    assert again.gang != first.gang
+    assert again.frame == first.frame
+    assert lost.node_id not in homes_of(again.gang)
+    pool.close(remove=True)
+
+
+def drawn(pool: Pool) -> Rendered:
+    (answer,) = pool.render([request(5)], never)
+    assert isinstance(answer, Rendered), answer
+    return answer
+
+
+def homes_of(gang_id: str) -> list[str]:
+    """The node of each bundle."""
+    rows = ray.util.placement_group_table().values()
+    row = next(row for row in rows if row["name"] == gang.PREFIX + gang_id)
+    return [node for _, node in sorted(row["bundles_to_node_id"].items())]
