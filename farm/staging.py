@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, delete, insert, select, update
@@ -14,6 +15,7 @@ from farm import audit, events, moves
 from farm.db import insert_many, reading, transaction, upsert
 from farm.errors import BadInput, Conflict, NotFound
 from farm.job import Spec, State
+from farm.moves import Move
 from farm.tables import BAD_LINE, BATCH, JOB, LANE
 
 CHUNK = 1000
@@ -103,7 +105,7 @@ class Staging:
 
     @transaction
     def _link(self, connection: Connection, batch_id: int, after: int) -> int | None:
-        """Give one chunk of the jobs that name a line their parent; the answer is where to go on."""
+        """Give one chunk of the jobs that name a line their parent, or end them with it. Where to go on, or None."""
         names = select(JOB.c.id, JOB.c.line, JOB.c.parent_name).where(JOB.c.batch_id == batch_id, JOB.c.id > after)
         naming = names.where(
             JOB.c.parent_name.is_not(None), JOB.c.state == State.WAITING, JOB.c.parent_job_id.is_(None)
@@ -111,6 +113,8 @@ class Staging:
         children = connection.execute(naming.order_by(JOB.c.id).limit(CHUNK)).all()
         if not children:
             return None
+        now = self.clock()
+        _still_staging(connection, batch_id, now)
         named = select(JOB.c.name, JOB.c.id).where(JOB.c.batch_id == batch_id, JOB.c["index"] == 0)
         wanted = {row.parent_name for row in children}
         ids = {row.name: row.id for row in connection.execute(named.where(JOB.c.name.in_(wanted)))}
@@ -119,12 +123,16 @@ class Staging:
             raise BadInput(
                 f"line {lost[0].line} edits line:{lost[0].parent_name}, which is not in the batch", field="image"
             )
-        by_parent: dict[int, list[int]] = {}
-        for row in children:
-            by_parent.setdefault(ids[row.parent_name], []).append(row.id)
-        for parent, some in by_parent.items():
-            values = {"parent_job_id": parent, "reason": moves.child_of(parent, State.QUEUED)[1]}
-            connection.execute(update(JOB).where(JOB.c.id.in_(some)).values(values))
+        parents = {row.id: ids[row.parent_name] for row in children}
+        locked = moves.lock(connection, [*parents, *parents.values()])  # so that no end of a parent is missed
+        following = [
+            Move(locked[child], *moves.child_of(parent, State(locked[parent].state)))
+            for child, parent in parents.items()
+        ]
+        for parent, some in groupby(sorted(parents, key=parents.__getitem__), parents.__getitem__):
+            values = {"parent_job_id": parent, "reason": moves.child_of(parent, State.WAITING)[1]}
+            connection.execute(update(JOB).where(JOB.c.id.in_(list(some))).values(values))
+        moves.apply(connection, [move for move in following if move.state is not State.WAITING], now)
         return int(children[-1].id)
 
     @transaction

@@ -52,6 +52,19 @@ class Walk:
         self.accepted += size
         self.batches.append(self.desk.submit(*jobs))
 
+    def submit_edits(self, number: int) -> None:
+        """A chain of edits that begins at a job of any state, which may end while the chain comes in."""
+        jobs = self.desk.rows("SELECT id FROM job WHERE batch_id IN (SELECT id FROM batch WHERE state = 'open')")
+        parent = jobs[number % len(jobs)]["id"]
+        batch = self.desk.queue.open_batch("ours", "edits", "ann")
+        first = NewJob(line=0, spec=SPEC, name="l0", parent_job_id=parent)
+        rest = [NewJob(line=n, spec=SPEC, name=f"l{n}", parent_name=f"l{n - 1}") for n in (1, 2)]
+        self.desk.queue.stage(batch, [first, *rest])
+        if number % 3 == 0:
+            self.desk.queue.cancel_job(parent, "ann")
+        self.accepted += 3
+        self.batches.append(self.desk.queue.accept(batch, None))
+
     def stage_and_die(self, number: int) -> None:
         batch = self.desk.queue.open_batch("ours", "never accepted", "ann")
         self.desk.queue.stage(batch, [NewJob(line=n, spec=SPEC) for n in range(1 + number % 3)])
@@ -199,7 +212,15 @@ TROUBLE: list[Step] = [
     Walk.cancel_job,
     Walk.cancel_batch,
 ]
-PEOPLE: list[Step] = [Walk.submit, Walk.withdraw, Walk.stage_and_die, Walk.pause_and_resume, Walk.retry, Walk.collect]
+PEOPLE: list[Step] = [
+    Walk.submit,
+    Walk.submit_edits,
+    Walk.withdraw,
+    Walk.stage_and_die,
+    Walk.pause_and_resume,
+    Walk.retry,
+    Walk.collect,
+]
 STEPS = st.lists(
     st.tuples(st.sampled_from([*WORK, *WORK, *WORK, *TROUBLE, *PEOPLE]), st.integers(0, 100)), min_size=40, max_size=60
 )

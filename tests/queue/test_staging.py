@@ -11,7 +11,8 @@ from sqlalchemy import Engine
 
 from farm import staging
 from farm.access import Access
-from farm.errors import BadInput, Conflict, NotFound
+from farm.errors import BadInput, Conflict, Fault, NotFound
+from farm.job import CANCELS_CHILD, Cause, State
 from farm.job_queue import JobQueue, NewJob
 from tests.queue.conftest import SPEC, Desk
 
@@ -140,6 +141,39 @@ def test_lines_refer_to_lines_before_and_after_them_across_chunks(desk: Desk) ->
     }
     assert found[1]["parent_job_id"] == found[2500]["id"]
     assert found[2500]["parent_job_id"] == found[2]["id"]
+
+
+@pytest.mark.parametrize("chunk", [1, 1000])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize("state", sorted(CANCELS_CHILD & {State.BLOCKED, State.FAILED, State.CANCELLED}))
+def test_edits_of_an_edit_of_a_job_that_ends_badly_end_with_it(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, state: State, when: str, chunk: int
+) -> None:
+    monkeypatch.setattr(staging, "CHUNK", chunk)
+    desk.submit(count=1)
+    (lease,) = desk.claim()
+
+    def end() -> None:
+        if state is State.FAILED:
+            desk.queue.fault(lease, Fault(Cause.BAD_INPUT, "broke"))
+        else:
+            desk.end(lease, state)
+
+    if when == "before":
+        end()
+    batch = desk.queue.open_batch("ours", "edits", "ann")
+    third = NewJob(line=1, spec=SPEC, parent_name="second")
+    first = NewJob(line=2, spec=SPEC, name="first", parent_job_id=lease.job_id)
+    second = NewJob(line=3, spec=SPEC, name="second", parent_name="first")
+    desk.queue.stage(batch, [third, first, second, NewJob(line=4, spec=SPEC, name="alone")])
+    if when == "meanwhile":
+        end()
+    desk.queue.accept(batch, None)
+    assert desk.states(batch) == {"cancelled": 3, "queued": 1}
+    found = {row["line"]: row for row in desk.rows("SELECT * FROM job WHERE batch_id = :b", b=batch)}
+    assert found[2]["reason"] == f"the job it edits, {lease.job_id}, was {state}"
+    assert found[3]["reason"] == f"the job it edits, {found[2]['id']}, was cancelled"
+    assert found[1]["reason"] == f"the job it edits, {found[3]['id']}, was cancelled"
 
 
 def test_a_line_that_edits_no_line_refuses_the_batch(desk: Desk) -> None:
