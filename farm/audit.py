@@ -2,7 +2,7 @@
 
 A row is written inside the transaction of the deed itself and sealed after its commit, one sealer at a time, as events
 are. The chain proves that nothing within it was changed, removed or moved; the signed heads prove that its end was not
-cut off.
+cut off. They lie in the same database, so the signer keeps the last one elsewhere as well.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, update
 
@@ -70,6 +70,14 @@ def _head(connection: Connection) -> tuple[int, str]:
     return (int(row[0]), str(row[1])) if row else (0, GENESIS)
 
 
+class Head(NamedTuple):
+    """A row that the signer answers for, and with it for all before."""
+
+    seq: int
+    sha256: str
+    signature: str
+
+
 @dataclass(frozen=True, slots=True)
 class Flaw:
     row: int
@@ -88,8 +96,11 @@ class ChainReport:
     wrong: tuple[Flaw, ...]
 
 
-def verify_chain(connection: Connection, is_ours: Callable[[int, str, str], bool]) -> ChainReport:
-    """Look at every sealed row and every signed head; `is_ours` checks the signature of one."""
+def verify_chain(
+    connection: Connection, is_ours: Callable[[int, str, str], bool], kept: Head | None = None
+) -> ChainReport:
+    """Look at every sealed row and every signed head; `is_ours` checks the signature of one. `kept` is the last that
+    was signed, as it is known from elsewhere: the chain must reach it."""
     heads = {row.seq: row for row in connection.execute(select(AUDIT_HEAD).order_by(AUDIT_HEAD.c.seq))}
     forged = [seq for seq, head in heads.items() if not is_ours(seq, head.sha256, head.signature)]
     wrong = [Flaw(seq, "the signature of its head was not made with the audit key") for seq in forged]
@@ -98,10 +109,13 @@ def verify_chain(connection: Connection, is_ours: Callable[[int, str, str], bool
     )
     count, last, previous = 0, 0, GENESIS
     left = {seq: str(head.sha256) for seq, head in heads.items()}
+    reached = kept is None
     for row in rows.mappings():
+        reached = reached or (kept is not None and kept[:2] == (row["seq"], row["sha256"]))
         wrong += _check(row, last + 1, previous, left.pop(row["seq"], None))
         count, last, previous = count + 1, row["seq"], row["sha256"]
     wrong += [Flaw(seq, "its head was signed, but the row is gone") for seq in left]
+    wrong += _check_kept(kept, reached, is_ours)
     unsealed = connection.execute(select(func.count()).select_from(AUDIT).where(UNSEALED)).scalar_one()
     return ChainReport(count, unsealed, len(heads), max(heads, default=0), tuple(wrong))
 
@@ -115,6 +129,15 @@ def _check(row: RowMapping, expected: int, previous: str, signed: str | None) ->
         Flaw(seq, "is not the row whose head was signed"): signed is None or signed == row["sha256"],
     }
     return [flaw for flaw, holds in checks.items() if not holds]
+
+
+def _check_kept(kept: Head | None, reached: bool, is_ours: Callable[[int, str, str], bool]) -> list[Flaw]:
+    if kept is None:
+        return []
+    if not is_ours(*kept):
+        return [Flaw(kept.seq, "the last signed head, kept outside the database, was not made with the audit key")]
+    cut = Flaw(kept.seq, "its head was the last one signed, but the log was cut before it or holds another row there")
+    return [] if reached else [cut]
 
 
 def sign_head(engine: Engine, signer: Signer, clock: Callable[[], float] = time.time) -> int | None:

@@ -5,7 +5,9 @@ such.
         root.pem  issuing.pem  leaf.pem    private key, then certificate(s)
         audit.pem                          P-256 key that signs the heads of the audit chain, and nothing else
         salt.key                           secret behind the salts of the prompt commitments
-    home/trust/   public: root.pem (the trust list a verifier is given), audit.pem (public key of the audit heads)
+        audit.head                         the last head of the audit chain that was signed
+    home/trust/   public: root.pem (the trust list a verifier is given), audit.pem (public key of the audit heads),
+                  audit.head (the last one signed)
 
 The private keys rest unencrypted: a passphrase read from the same disk by the same user would guard nothing. What
 guards them is the file mode, which is checked on every load, and that no other process has a reason to read them.
@@ -71,8 +73,8 @@ def init(home: Path, algorithm: str = "es256") -> Keys:
         _make_authority(home, MAKERS[algorithm])
     _renew(home / "keys")
     keys = load(home)
-    _write(home / "trust" / "root.pem", keys.root.encode(), 0o644)
-    _write(home / "trust" / "audit.pem", _public_pem(keys.audit_key), 0o644)
+    write_whole(home / "trust" / "root.pem", keys.root.encode(), 0o644)
+    write_whole(home / "trust" / "audit.pem", _public_pem(keys.audit_key), 0o644)
     return keys
 
 
@@ -145,9 +147,9 @@ def _make_authority(home: Path, make: Callable[[], PrivateKey]) -> None:
     aside = Path(tempfile.mkdtemp(prefix="keys.", dir=home))
     root_key = make()
     root = certificate("root", root_key, None, root_key)
-    _write(aside / "root.pem", _key_pem(root_key) + _pem(root).encode(), 0o600)
-    _write(aside / "audit.pem", _key_pem(ec.generate_private_key(ec.SECP256R1())), 0o600)
-    _write(aside / "salt.key", os.urandom(32), 0o600)
+    write_whole(aside / "root.pem", _key_pem(root_key) + _pem(root).encode(), 0o600)
+    write_whole(aside / "audit.pem", _key_pem(ec.generate_private_key(ec.SECP256R1())), 0o600)
+    write_whole(aside / "salt.key", os.urandom(32), 0o600)
     try:
         aside.rename(home / "keys")
     except OSError:
@@ -166,7 +168,7 @@ def _renew(folder: Path) -> None:
         key = MAKERS["ed25519" if isinstance(issuer_key, ed25519.Ed25519PrivateKey) else "es256"]()
         made = _pem(certificate(role, key, issuers[0], issuer_key))
         chain = made + _pem(issuers[0]) if role == "leaf" else made
-        _write(path, _key_pem(key) + chain.encode(), 0o600)
+        write_whole(path, _key_pem(key) + chain.encode(), 0o600)
 
 
 def _read(path: Path) -> tuple[PrivateKey, list[x509.Certificate]]:
@@ -184,7 +186,7 @@ def _private_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
+def write_whole(path: Path, data: bytes, mode: int) -> None:
     """Whole or not at all, and never readable by others in between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(prefix=path.name, dir=path.parent)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from farm.audit import Head
 from farm.errors import Fault
 from farm.job import FORMATS, Cause
 from farm.ports import Frame, Signed, Store
-from provenance import keys, labels, manifest, records, report
+from provenance import heads, keys, labels, manifest, records, report
 from provenance.limited import OVERLOADED, LimitedVerifier
 from provenance.records import ParentFile, Refused
 from provenance.report import Report
@@ -27,7 +28,7 @@ class Notary:
 
     def __init__(self, home: Path, engine: Engine, store: Store) -> None:
         self.home, self.engine, self.store = home, engine, store
-        self._lock = threading.Lock()
+        self._lock, self._heads = threading.Lock(), threading.Lock()
         self._signing = Signing(keys.init(home))
         self._strangers = LimitedVerifier(self._signing.keys.root)
 
@@ -62,8 +63,14 @@ class Notary:
         return self.signing.keys.prompt_salt(job_id).hex()
 
     def sign_audit_head(self, seq: int, sha256: str) -> str:
-        records.require_audit_head(self.engine, seq, sha256)
-        return self.signing.keys.sign_audit_head(seq, sha256)
+        """Of a chain that still holds the last one signed, and of no row before it: what was rewritten is not signed
+        again."""
+        with self._heads:
+            last = heads.read(self.home / "keys")
+            records.require_audit_head(self.engine, seq, sha256, last)
+            signature = self.signing.keys.sign_audit_head(seq, sha256)
+            heads.write(self.home, Head(seq, sha256, signature))
+            return signature
 
     def close(self) -> None:
         self._strangers.close()

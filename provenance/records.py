@@ -11,6 +11,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine
 from sqlmodel import Session, SQLModel, col, select
 
+from farm.audit import Head
 from farm.db import reading
 from farm.errors import Forbidden, NotFound
 from farm.job import FORMATS, State
@@ -91,9 +92,20 @@ def job_of(engine: Engine, job_id: int, project_id: str) -> Job:
         return job
 
 
-def require_audit_head(engine: Engine, seq: int, sha256: str) -> None:
+def require_audit_head(engine: Engine, seq: int, sha256: str, last: Head | None) -> None:
+    if last is not None and seq < last.seq:
+        raise Refused(f"row {seq} comes before row {last.seq}, whose head was signed already")
     with reading(engine) as connection, Session(connection) as session:
-        if session.exec(select(Audit.id).where(Audit.seq == seq, Audit.sha256 == sha256)).first() is None:
+
+        def holds(seq: int, sha256: str) -> bool:
+            return session.exec(select(Audit.id).where(Audit.seq == seq, Audit.sha256 == sha256)).first() is not None
+
+        if last is not None and not holds(last.seq, last.sha256):
+            raise Refused(
+                f"the audit log no longer holds row {last.seq} as its head was signed: it was cut or rewritten",
+                fix="look at `farm verify --audit`; if a backup was restored, remove keys/audit.head and sign anew",
+            )
+        if not holds(seq, sha256):
             raise Refused(f"the audit chain has no row {seq} with this hash")
 
 

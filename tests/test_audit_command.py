@@ -11,9 +11,12 @@ from sqlalchemy import Engine, text
 
 from farm import audit
 from farm.cli import _run
-from farm.db import connect, transact
+from farm.db import connect, reading, transact
+from farm.errors import Forbidden
 from farm.ports import Signer
-from provenance import keys
+from farm.store import open_store
+from provenance import heads, keys
+from provenance.notary import Notary
 
 
 @pytest.fixture
@@ -24,14 +27,18 @@ def log(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> E
     monkeypatch.setenv("FARM_DATABASE", database_url)
     engine = connect(database_url)
     write(engine, 4)
-    audit.sign_head(engine, cast(Signer, keys.init(tmp_path)))
+    audit.sign_head(engine, signer(engine, tmp_path))
     write(engine, 1)
     return engine
 
 
-def write(engine: Engine, count: int) -> None:
+def signer(engine: Engine, home: Path) -> Signer:
+    return cast(Signer, Notary(home, engine, open_store(f"file://{home}/store")))
+
+
+def write(engine: Engine, count: int, actor: str = "ann") -> None:
     for _ in range(count):
-        transact(engine, lambda connection: audit.append(connection, "ours", "ann", "did", "it", 1.5))
+        transact(engine, lambda connection: audit.append(connection, "ours", actor, "did", "it", 1.5))
     audit.seal(engine)
 
 
@@ -79,6 +86,52 @@ def test_what_was_done_to_it_is_said_by_row(
     found = json.loads(capsys.readouterr().out)
     assert found["whole"] is False
     assert row in [flaw["row"] for flaw in found["wrong"]]
+
+
+CUT = ["DELETE FROM audit_head", "DELETE FROM audit WHERE seq > 3"]
+FORGED = ["DELETE FROM audit_head", "UPDATE audit SET actor = 'bob', seq = NULL, previous = NULL, sha256 = NULL"]
+
+
+@pytest.mark.parametrize("harm", [CUT, FORGED])
+@pytest.mark.parametrize("more", [0, 3])
+def test_a_log_without_its_heads_is_not_whole_and_not_signed_again(
+    log: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: list[str], more: int
+) -> None:
+    for statement in harm:
+        tamper(log, statement)
+    write(log, more, "bob")
+    assert _run(["verify", "--audit"]) == 1
+    assert "row 4: its head was the last one signed" in capsys.readouterr().out
+    with pytest.raises(Forbidden, match=r"comes before row 4|no longer holds row 4"):
+        audit.sign_head(log, signer(log, tmp_path))
+    log.dispose()
+
+
+def test_the_signer_goes_on_where_it_was(log: Engine, tmp_path: Path) -> None:
+    again = signer(log, tmp_path)
+    with reading(log) as connection:
+        (earlier,) = connection.execute(text("SELECT sha256 FROM audit WHERE seq = 3")).scalars()
+        (last,) = connection.execute(text("SELECT sha256 FROM audit WHERE seq = 4")).scalars()
+    assert again.sign_audit_head(4, last), "an answer that was lost is given again"
+    with pytest.raises(Forbidden, match="comes before row 4"):
+        again.sign_audit_head(3, earlier)
+    assert audit.sign_head(log, again) == 5
+    assert heads.read(tmp_path / "trust") == heads.read(tmp_path / "keys")
+    assert _run(["verify", "--audit"]) == 0
+    log.dispose()
+
+
+def test_a_record_of_the_last_head_that_is_not_the_signers_is_told(
+    log: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trust" / "audit.head"
+    path.write_text(path.read_text().replace('"seq": 4', '"seq": 3'))
+    assert _run(["verify", "--audit"]) == 1
+    assert "row 3: the last signed head, kept outside" in capsys.readouterr().out
+    path.write_text("{}")
+    assert _run(["verify", "--audit"]) == 1
+    assert "audit.head is damaged" in capsys.readouterr().err
+    log.dispose()
 
 
 def test_another_farms_key_does_not_know_our_heads(

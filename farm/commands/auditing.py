@@ -1,4 +1,5 @@
-"""`farm verify --audit`: the audit log's chain and every signed head, read from the farm's own database."""
+"""`farm verify --audit`: the audit log's chain and every signed head, read from the farm's own database, and the last
+head that was signed, which lies beside the public key of the heads."""
 
 from __future__ import annotations
 
@@ -32,15 +33,16 @@ def verify_audit(settings: Settings, public: Path | None, json_: bool) -> bool:
 def check(settings: Settings, public: Path | None) -> ChainReport:
     from farm import audit
     from farm.db import connect, reading
-    from provenance import keys
+    from provenance import heads, keys
 
     if public is not None and not public.is_file():
         raise BadInput(f"no file {public}", field="--trust", fix="give the farm's trust/audit.pem")
     pem = keys.audit_trust(settings.home) if public is None else public.read_text()
     is_ours = keys.audit_verifier(pem)
+    kept = heads.read(settings.home / "trust" if public is None else public.parent)
     engine = connect(settings.database_url, read_only=True)
     try:
         with reading(engine) as connection:
-            return audit.verify_chain(connection, is_ours)
+            return audit.verify_chain(connection, is_ours, kept)
     finally:
         engine.dispose()
