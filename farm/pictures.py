@@ -79,7 +79,8 @@ def main(argv: list[str]) -> None:
     child.limit()
     image = _open_limited(sys.stdin.buffer.read(), int(argv[1]))
     if argv[0] == "inspect":
-        mime = FORMATS[str(image.format).lower()]
+        # Pillow calls a JPEG with more pictures behind the first one MPO; we take the first.
+        mime = FORMATS[str(image.format).lower().replace("mpo", "jpeg")]
         upright = ImageOps.exif_transpose(image)
         print(json.dumps(asdict(Picture(mime, upright.width, upright.height))))
         return

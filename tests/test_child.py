@@ -10,7 +10,7 @@ import pytest
 
 from farm import child
 from farm.errors import BadInput, Fault
-from farm.job import CAUSES, Cause, Payer
+from farm.job import CAUSES, FINAL, Cause, Payer
 
 Open = Callable[..., bytes]
 HEAD = "import os, signal, sys, time\nfrom farm import child\n"
@@ -58,6 +58,14 @@ def test_a_machine_without_room_or_time_is_at_fault(opened_by: Open, program: st
         opened_by(program, 0.5 if "sleep" in program else 60.0)
     assert met.value.cause is Cause.OVERLOADED
     assert CAUSES[Cause.OVERLOADED] is Payer.ENVIRONMENT
+
+
+def test_an_error_of_our_own_is_told_and_not_taken_for_the_files(opened_by: Open) -> None:
+    with pytest.raises(Fault, match="KeyError: 'a format we forgot'") as met:
+        opened_by("child.limit()\n{}['a format we forgot']")
+    assert met.value.cause not in FINAL
+    with pytest.raises(Fault, match="exit code 7"):
+        opened_by("sys.exit(7)")
 
 
 def test_a_process_that_cannot_be_started_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:

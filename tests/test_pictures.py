@@ -29,6 +29,16 @@ def test_inspect_names_the_format_not_the_file_name() -> None:
     assert (seen.mime, seen.width, seen.height) == ("image/webp", 20, 30)
 
 
+def test_a_jpeg_that_carries_a_second_picture_is_a_jpeg() -> None:
+    """As phones write them: Ultra HDR, or both eyes."""
+    first, second = Image.new("RGB", (40, 20), "red"), Image.new("RGB", (10, 5))
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    seen = pictures.inspect(data, 10_000)
+    assert (seen.mime, seen.width, seen.height) == ("image/jpeg", 40, 20)
+    frame = pictures.decode_stranger(data, 10_000)
+    assert (frame.width, frame.height) == (40, 20)
+
+
 def test_transparency_is_laid_on_white() -> None:
     frame = pictures.decode_own(encoded(Image.new("RGBA", (1, 1), (255, 0, 0, 0))))
     assert frame.pixels == b"\xff\xff\xff"
