@@ -19,6 +19,13 @@ from farm.job import Cause
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+class Corrupt(Fault):
+    """One file rots; the store stands."""
+
+    def __init__(self, key: str, url: str) -> None:
+        super().__init__(Cause.STORE_DOWN, f"the file {key} in the store {url} is corrupt: restore it")
+
+
 class FsspecStore:
     def __init__(self, url: str) -> None:
         self.fs, self.root = fsspec.core.url_to_fs(url)
@@ -39,7 +46,7 @@ class FsspecStore:
             except FileNotFoundError as error:
                 raise NotFound(f"no file {key} in the store", fix="was it removed by hand? restore it") from error
         if hashlib.sha256(data).hexdigest() != key:
-            raise Fault(Cause.STORE_DOWN, f"the file {key} in the store {self.url} is corrupt: restore it")
+            raise Corrupt(key, self.url)
         return data
 
     def has(self, key: str) -> bool:

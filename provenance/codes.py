@@ -35,6 +35,7 @@ MEANINGS = {
     "farm.limits": "it could not be opened within the limits on memory and time",
     "farm.overloaded": "this machine had no room or time to open it: try again",
     "farm.file": "the file could not be read",
+    "farm.file.corrupt": "the file in the store is not the one that was put there",
 }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farm.commands.output import as_json, say
+from farm.commands.session import open_store
 from farm.errors import BadInput, NotFound
 
 if TYPE_CHECKING:
@@ -89,10 +90,9 @@ def _pictures(path: Path) -> list[Path]:
 
 def _published(settings: Settings, trust: str) -> Iterator[dict[str, Any]]:
     """Straight from the database and the store, so that it works while the farm is stopped."""
-    from farm.store import open_store
     from provenance.limited import LimitedVerifier
 
-    store = open_store(settings.store_url)
+    store = open_store(settings)
     with LimitedVerifier(trust) as verifier:
         for artifact in published_artifacts(settings):
             shown = f"{settings.store_url}#{artifact['key']}"
@@ -100,12 +100,16 @@ def _published(settings: Settings, trust: str) -> Iterator[dict[str, Any]]:
 
 
 def _stored(verifier: Any, store: Any, artifact: dict[str, Any]) -> Any:
+    """Of one file that is gone or rotten; a store that is away ends the whole."""
+    from farm.store import Corrupt
     from provenance import report
 
     try:
         data = store.get(artifact["key"])
     except NotFound:
         return report.failed(report.UNREADABLE, "farm.file", artifact["mime"])
+    except Corrupt:
+        return report.failed(report.INVALID, "farm.file.corrupt", artifact["mime"])
     return verifier.verify(data, artifact["mime"])
 
 
