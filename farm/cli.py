@@ -20,6 +20,7 @@ from typer.exceptions import TyperException
 
 from farm.commands import access, batches, demo, doctor, models, pool, verifying
 from farm.commands.output import say
+from farm.commands.session import open_store
 from farm.errors import BadInput, FarmError, Fault, Unavailable
 from farm.job import Cause
 from farm.ports import Provenance, Verifier
@@ -67,10 +68,12 @@ def _run(arguments: list[str] | None) -> int:
 @app.command()
 def up() -> None:
     """Run the whole farm on this machine: signer, Ray, dispatcher, API and pages."""
+    from actors import cluster
     from farm import config
     from farm.commands import starting
 
     settings = config.load()
+    cluster.foreign_address(settings)  # told here, not in the log of a child that starts again and again
     _log()
     key = starting.prepare(settings)
     say(f"farm: key in {key}; pages and API at {settings.api_url}; logs in {settings.home / 'log'}")
@@ -126,13 +129,12 @@ def build_api(settings: Settings) -> FastAPI:
     from farm.db import connect, migrate
     from farm.insights import Insights
     from farm.job_queue import JobQueue
-    from farm.store import open_store
     from provenance.limited import LimitedVerifier
 
     engine = connect(settings.database_url)
     migrate(engine)
     queue, access, insights = JobQueue(engine), Access(engine), Insights(engine)
-    store = open_store(settings.store_url)
+    store = open_store(settings)
     examiner = LimitedVerifier("")  # whether a picture is whole does not depend on who is trusted
     farm = Farm(settings, queue, access, insights, store, catalogue(), default_model(settings), examiner)
     api = create_app(farm)
@@ -161,9 +163,9 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     from farm.job_queue import JobQueue
     from farm.licences import asked
     from farm.pipeline import Ports
-    from farm.store import open_store
     from provenance.client import SignerClient
 
+    cluster.foreign_address(settings)  # one that can never be joined is told at once
     engine = connect(settings.database_url)
     migrate(engine)
     renderer = Pool(settings, catalogue())
@@ -174,12 +176,12 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
         gate=RemoteGate(settings, "safety.gate:load_gate", [_whole(settings.policy), _whole(settings.encoder)]),
         signer=SignerClient(settings.signer_socket),
         verifier=OwnVerifier(settings.home),
-        store=open_store(settings.store_url),
+        store=open_store(settings),
         retry_s=settings.retry_s,
         max_pixels_in=settings.max_pixels_in,
         probes={
-            "signer": SignerClient(settings.signer_socket, timeout=PROBE_S).health,
-            "ray": lambda: cluster.reach(settings),
+            Cause.SIGNER_DOWN: SignerClient(settings.signer_socket, timeout=PROBE_S).health,
+            Cause.RAY_GONE: lambda: cluster.reach(settings),
         },
     )
     dispatcher = Dispatcher(ports, group=settings.group, workers=settings.workers, lease_s=settings.lease_s)

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from farm.errors import BadInput, nearest
@@ -15,6 +26,28 @@ from farm.errors import BadInput, nearest
 _LABEL = r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?"
 LabelName = Annotated[str, StringConstraints(pattern=rf"^([A-Za-z0-9][\w.-]*/)?{_LABEL}$")]
 LabelValue = Annotated[str, StringConstraints(pattern=rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$")]  # as Ray asks
+DATABASES = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg", "postgres")
+
+
+def _device(value: str) -> str:
+    if value and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError(f"{value!r} is no device: auto, cpu, cuda, or cuda:N for one of several GPUs")
+    return value
+
+
+def _database(value: str) -> str:
+    if value and urlsplit(value).scheme not in DATABASES:
+        raise ValueError("sqlite or postgresql only, such as postgresql://user@host/farm")
+    return value
+
+
+def _address(value: str) -> str:
+    if value and not re.match(r"https?://[^/]", value):
+        raise ValueError(f"{value!r} needs http:// or https:// before the host")
+    return value
+
+
+Device = Annotated[str, AfterValidator(_device)]
 
 
 class PoolSpec(BaseModel):
@@ -27,7 +60,7 @@ class PoolSpec(BaseModel):
         "", pattern=r"^([A-Za-z0-9][\w.-]*)?$", description="what it is called in listings; empty: as its model"
     )
     weights: str = Field("", description="folder of its weights; empty: the models setting")
-    device: str = Field("", description="auto, cpu or cuda; empty: the device setting")
+    device: Device = Field("", description="auto, cpu, cuda or cuda:N; empty: the device setting")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on GPUs, float32 on CPUs"
     )
@@ -61,16 +94,20 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FARM_", extra="forbid", frozen=True)
 
     home: Path = Field(Path(".farm"), description="where the embedded farm keeps its files")
-    database: str = Field("", description="SQLAlchemy URL; empty: SQLite under home")
+    database: Annotated[str, AfterValidator(_database)] = Field(
+        "", description="SQLAlchemy URL, sqlite or postgresql; empty: SQLite under home"
+    )
     store: str = Field("", description="fsspec URL of the store; empty: a folder under home")
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: int = Field(8765, ge=1, le=65535, description="port the API listens on")
-    url: str = Field("", description="the farm the CLI talks to; empty: http://host:port")
+    url: Annotated[str, AfterValidator(_address)] = Field(
+        "", description="the farm the CLI talks to; empty: http://host:port"
+    )
     key: str = Field("", description="the CLI's API key; empty: the one under home")
     project: str = Field("default", description="project of the first key")
     signer: str = Field("", description="the signer's Unix socket; empty: under home")
     models: str = Field("", description="folder of real weights (ComfyUI layout); empty: the tiny model alone")
-    device: str = Field("auto", description="auto, cpu or cuda")
+    device: Device = Field("auto", min_length=1, description="auto, cpu, cuda or cuda:N")
     offload: Literal["auto", "always", "never"] = Field(
         "auto", description="blocks wait in host memory: auto where the GPU is too small, always or never"
     )
@@ -145,7 +182,8 @@ def _words(error: ValidationError, path: Path) -> BadInput:
     if first["type"] == "extra_forbidden":
         fix = nearest(inner[-1], PoolSpec.model_fields)
         return BadInput(f"unknown setting {inner[-1]!r} of a pool, in {where}", field=f"{name}.{inner[0]}", fix=fix)
-    return BadInput(first["msg"], field=".".join((name, *inner)), fix=f"set {where}")
+    says = first["msg"].removeprefix("Value error, ")
+    return BadInput(says, field=".".join((name, *inner)), fix=f"set {where}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -104,3 +104,40 @@ def test_pools_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FARM_POOLS", "tiny")
     with pytest.raises(BadInput, match="FARM_POOLS"):
         load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("DEVICE", "gpu", "'gpu' is no device: auto, cpu, cuda, or cuda:N"),
+        ("DEVICE", "", "at least 1 character"),
+        ("POOLS", '[{"model": "tiny", "device": "gpu"}]', "pools.0.device: 'gpu' is no device"),
+        ("DATABASE", "mysql://x/y", "sqlite or postgresql only"),
+        ("DATABASE", "farm.db", "sqlite or postgresql only"),
+        ("URL", "127.0.0.1:8765", "'127.0.0.1:8765' needs http://"),
+    ],
+)
+def test_a_value_that_nothing_understands_is_refused_in_words(
+    name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"FARM_{name}", value)
+    with pytest.raises(BadInput) as refused:
+        load()
+    assert says in str(refused.value)
+    assert f"FARM_{name}" in str(refused.value)
+    assert "Value error" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DEVICE", "cuda:1"),
+        ("POOLS", '[{"model": "tiny", "device": ""}, {"model": "tiny", "name": "b", "device": "cuda"}]'),
+        ("DATABASE", "postgresql+psycopg://user@/farm?host=/tmp/x"),
+        ("DATABASE", "sqlite:////tmp/farm.db"),
+        ("URL", "https://farm.example"),
+    ],
+)
+def test_a_value_that_is_understood_is_taken(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"FARM_{name}", value)
+    load()

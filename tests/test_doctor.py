@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from farm.client import FarmClient
 from farm.commands import doctor
-from farm.config import Settings
+from farm.config import PoolSpec, Settings
 from farm.errors import Fault, Unavailable
 from farm.job import Cause
 
@@ -45,3 +47,66 @@ def test_a_home_that_others_can_enter_is_told_with_the_fix(tmp_path: Path, mode:
     if not closed:
         subprocess.run(found.fix, shell=True, check=True)
         assert doctor._run("home", doctor.CHECKS["home"], Settings(home=home)).ok
+
+
+def test_a_check_that_breaks_is_a_no_and_the_others_go_on(tmp_path: Path) -> None:
+    def breaks(settings: Settings) -> tuple[bool, str, str]:
+        raise ZeroDivisionError("by\nnought")
+
+    found = doctor._run("x", breaks, Settings(home=tmp_path))
+    assert (found.ok, found.detail) == (False, "ZeroDivisionError: by nought")
+    assert found.fix
+
+
+@pytest.mark.parametrize(
+    ("url", "says"), [("s3://bucket/x", "pip install 'renderfarm[s3]'"), ("nothing://x", "FARM_STORE")]
+)
+def test_a_store_that_nothing_here_opens_is_told(
+    url: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    found = doctor._run("store", doctor._store, Settings(home=tmp_path, store=url))
+    assert not found.ok
+    assert says in found.fix
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "ok"),
+    [("auto", 0, True), ("cpu", 0, True), ("cuda", 0, False), ("cuda", 1, True), ("cuda:1", 1, False)],
+)
+def test_a_gpu_that_is_asked_for_and_not_there_is_told(
+    asked: str, gpus: int, ok: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(doctor, "_gpus", lambda: gpus)
+    for settings in (
+        Settings(home=tmp_path, device=asked),
+        Settings(home=tmp_path, pools=(PoolSpec(model="tiny", device=asked),)),
+    ):
+        found = doctor._run("device", doctor._device, settings)
+        assert found.ok is ok
+        assert asked in found.detail
+
+
+def test_a_folder_of_models_that_is_not_there_is_told(tmp_path: Path) -> None:
+    found = doctor._run("models", doctor._models, Settings(home=tmp_path, models=str(tmp_path / "nope")))
+    assert (found.ok, found.detail) == (False, f"FARM_MODELS names no folder {tmp_path}/nope")
+
+
+@pytest.mark.parametrize(
+    ("detail", "fix"),
+    [
+        ('FATAL:  database "nodb" does not exist', "createdb -h db -p 5433 -U ann nodb"),
+        ("connection failed: Connection refused", "start PostgreSQL there"),
+        ("password authentication failed", "a user who may use it"),
+    ],
+)
+def test_what_postgresql_says_decides_the_advice(detail: str, fix: str) -> None:
+    assert fix in doctor._database_fix(make_url("postgresql://ann@db:5433/nodb"), detail)
+
+
+def test_the_log_that_is_named_is_the_real_one(tmp_path: Path) -> None:
+    def away(settings: Settings) -> tuple[bool, str, str]:
+        raise Fault(Cause.RAY_GONE, "away")
+
+    assert str(tmp_path / "home" / "log") in doctor._run("ray", away, Settings(home=tmp_path / "home")).fix

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from farm.commands.output import as_json
+from farm.commands.session import open_store
 from farm.errors import FarmError, Fault, Unavailable
 from farm.job import Cause
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
     from farm.config import Settings
 
 PACKAGES = ("torch", "ray", "transformers", "open_clip_torch", "c2pa-python", "fastapi", "sqlmodel", "pillow")
 ROOM = 2 << 30
 EVERYONE = stat.S_IRWXO  # a group may be meant: that of a signer with a user of its own
-STARTED = "is it running? `farm up` starts it, and home/log says why it ended"
+COUNT_GPUS = "import torch; print(torch.cuda.device_count())"  # in a child: torch is slow to load
+COUNT_S = 120.0
 FIXES = {
-    Cause.SIGNER_DOWN: STARTED,
-    Cause.SIGNER_FAILED: STARTED,
-    Cause.RAY_GONE: STARTED,
-    Cause.DATABASE_DOWN: "`farm up` makes it; else see that FARM_DATABASE names a database that answers",
     Cause.STORE_DOWN: "see that FARM_STORE names a place that can be written",
     Cause.STORE_FULL: "make room, or set FARM_STORE to a larger place",
 }
@@ -66,9 +70,16 @@ def _run(name: str, check: Callable[[Settings], tuple[bool, str, str]], settings
     try:
         return Check(name, *check(settings))
     except Fault as error:
-        return Check(name, False, error.detail, FIXES.get(error.cause, ""))
+        return Check(name, False, error.detail, FIXES.get(error.cause) or _started(settings))
     except FarmError as error:
         return Check(name, False, error.detail, error.fix or "")
+    except Exception as error:  # a check that breaks has found something, and the others go on
+        said = " ".join(str(error).split())
+        return Check(name, False, f"{type(error).__name__}: {said}", "is a setting that it reads wrong?")
+
+
+def _started(settings: Settings) -> str:
+    return f"is it running? `farm up` starts it, and {settings.home / 'log'} says why it ended"
 
 
 def _python(settings: Settings) -> tuple[bool, str, str]:
@@ -92,17 +103,32 @@ def _database(settings: Settings) -> tuple[bool, str, str]:
 
     from farm.db import connect, required_triggers, triggers
 
-    shown = make_url(settings.database_url).render_as_string(hide_password=True)
+    url = make_url(settings.database_url)
+    shown = url.render_as_string(hide_password=True)
     engine = connect(settings.database_url, read_only=True)
-    missing = required_triggers(engine) - triggers(engine)
+    try:
+        missing = required_triggers(engine) - triggers(engine)
+    except Fault as error:
+        return False, error.detail, _database_fix(url, error.detail)
     trouble = f"{shown} is not migrated, or its triggers were changed"
     return not missing, trouble if missing else shown, "`farm up` mends it"
 
 
-def _store(settings: Settings) -> tuple[bool, str, str]:
-    from farm.store import open_store
+def _database_fix(url: URL, detail: str) -> str:
+    """What to do about a database that does not answer."""
+    if url.get_backend_name() == "sqlite":
+        return "`farm up` makes it" if not Path(url.database or "").exists() else "see who holds it, and its disk"
+    where = [("-h", url.host), ("-p", url.port), ("-U", url.username)]
+    options = [part for flag, value in where if value for part in (flag, str(value))]
+    if re.search(r'database ".*" does not exist', detail):
+        return shlex.join(["createdb", *options, url.database or ""])
+    if "refused" in detail or "No such file" in detail:
+        return "start PostgreSQL there, or correct the host and the port in FARM_DATABASE"
+    return "see that FARM_DATABASE names a database that answers, and a user who may use it"
 
-    store = open_store(settings.store_url)
+
+def _store(settings: Settings) -> tuple[bool, str, str]:
+    store = open_store(settings)
     key = store.put(b"farm doctor was here")
     store.delete(key)
     return True, f"{settings.store_url} can be written", ""
@@ -137,7 +163,7 @@ def _api(settings: Settings) -> tuple[bool, str, str]:
             client.ready()
         except Unavailable as error:
             if missing := error.more.get("missing"):
-                return False, f"{settings.api_url} answers, but is not ready: {', '.join(missing)}", STARTED
+                return False, f"{settings.api_url} answers, but is not ready: {', '.join(missing)}", _started(settings)
             raise
     return True, f"ready at {settings.api_url}", ""
 
@@ -180,19 +206,39 @@ def _ray(settings: Settings) -> tuple[bool, str, str]:
 
 
 def _models(settings: Settings) -> tuple[bool, str, str]:
-    from pathlib import Path
-
     from actors.models import models_table
 
+    if settings.models and not Path(settings.models).is_dir():
+        return False, f"FARM_MODELS names no folder {settings.models}", "correct it, or unset it"
     rows = models_table(Path(settings.models) if settings.models else None)
     ready = [row["name"] for row in rows if row["ready"]]
     return bool(ready), f"ready: {', '.join(ready) or 'none'}", "`farm models ls` says which files are missing"
+
+
+def _device(settings: Settings) -> tuple[bool, str, str]:
+    """Whether what draws has the GPUs that are asked for."""
+    asked = list(dict.fromkeys([settings.device, *(pool.device for pool in settings.pools if pool.device)]))
+    shown = ", ".join(asked)
+    if settings.ray_address or os.environ.get("RAY_ADDRESS"):
+        return True, f"{shown}, on the nodes of the cluster: `farm pool plan` says what they have", ""
+    wanted = [int(one.partition(":")[2] or 0) for one in asked if one.startswith("cuda")]
+    gpus = _gpus() if wanted or any(Path("/dev").glob("nvidia[0-9]*")) else 0
+    detail = f"{shown}: PyTorch sees {gpus or 'no'} GPU{'' if gpus == 1 else 's'} here"
+    fix = "see that `nvidia-smi` lists one and that PyTorch is built for CUDA; or set FARM_DEVICE to auto or cpu"
+    return all(number < gpus for number in wanted), detail, fix
+
+
+def _gpus() -> int:
+    command = [sys.executable, "-W", "ignore", "-c", COUNT_GPUS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COUNT_S, check=False)
+    return int(done.stdout) if done.stdout.strip().isdecimal() else 0
 
 
 CHECKS: dict[str, Callable[[Settings], tuple[bool, str, str]]] = {
     "python": _python,
     "packages": _packages,
     "models": _models,
+    "device": _device,
     "home": _home,
     "disk": _disk,
     "database": _database,

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from farm.commands.output import console, say
-from farm.errors import Unauthorized, Unavailable
+from farm.errors import BadInput, Unauthorized, Unavailable
 from farm.job import UNSETTLED, State
 
 if TYPE_CHECKING:
     from farm.client import FarmClient
     from farm.config import Settings
+    from farm.store import FsspecStore
 
 POLL_S = 0.5
 PATIENCE_S = 60.0  # how long a farm may be away while a batch is followed: the supervisor starts it again
@@ -34,6 +35,20 @@ def open_client(settings: Settings | None = None) -> FarmClient:
     if not key:
         raise Unauthorized("no API key", fix=f"set FARM_KEY, or run `farm up`, which writes one to {path}")
     return FarmClient(settings.api_url, key)
+
+
+def open_store(settings: Settings) -> FsspecStore:
+    """The store, or in words why a place of that kind cannot be used here."""
+    from farm import store
+
+    try:
+        return store.open_store(settings.store_url)
+    except ImportError as error:
+        if settings.store.startswith(("s3:", "s3a:")):
+            raise BadInput("s3fs is missing", field="store", fix="pip install 'renderfarm[s3]'") from error
+        raise BadInput(str(error), field="store", fix="install it, or set FARM_STORE to another place") from error
+    except ValueError as error:
+        raise BadInput(str(error), field="store", fix="set FARM_STORE to a folder or s3://bucket/prefix") from error
 
 
 def follow(client: FarmClient, batch_id: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from farm.commands.doctor import family, port_is_free
 from farm.commands.output import say
-from farm.commands.session import key_path, open_client
+from farm.commands.session import key_path, open_client, open_store
 from farm.errors import Conflict, FarmError, Unavailable
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def prepare(settings: Settings) -> Path:
         raise Conflict(
             f"{settings.host}:{settings.port} is taken", fix="is a farm running already? else choose another FARM_PORT"
         )
+    open_store(settings)  # what cannot be opened at all is told here, not in the log of each child
     settings.home.mkdir(0o700, parents=True, exist_ok=True)  # prompts and pictures are nobody else's
     engine = connect(settings.database_url)
     migrate(engine)
