@@ -18,7 +18,9 @@ DRAWN_ALIKE = {
     "ᴀʙᴄᴅᴇɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ": "abcdeghijklmnoprstuvwyz",
     "ɑɡıſøłđħ": "agisoldh",
 }
-LOOKALIKES = str.maketrans("".join(DRAWN_ALIKE), "".join(DRAWN_ALIKE.values()))
+# Hangul's fillers are letters that leave a gap, or none: like a hyphen they may stand within a word or between two.
+FILLERS = {0x115F: "-", 0x1160: "-"}
+LOOKALIKES = str.maketrans("".join(DRAWN_ALIKE), "".join(DRAWN_ALIKE.values())) | FILLERS
 LEET = str.maketrans("013457@$!", "oieastasi")
 SEVERITY = {Outcome.ALLOW: 0, Outcome.REVIEW: 1, Outcome.BLOCK: 2}
 UNSEEN = {"Mn", "Me", "Cf", "Cc", "Co"}  # marks on letters, and what leaves no trace on the page

@@ -27,7 +27,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     desk, store = Desk(engine), open_store(settings.store_url)
     desk.submit(count=3)
     made = [(lease, store.put(str(lease.job_id).encode())) for lease in desk.claim()]
-    desk.queue.publish([finished(lease, desk.judge(lease), key=key) for lease, key in made])
+    desk.queue.publish([finished(lease, desk.judge(lease) or 0, key=key) for lease, key in made])
     engine.dispose()
     return [tmp_path / "store" / key[:2] / key[2:4] / key for _, key in made]
 
