@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections import Counter
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.cards import DEV, TINY
@@ -20,7 +19,7 @@ from actors.flux.config import FLUX1_DEV
 from actors.flux.shapes import Sizes, T5Sizes, expected
 from actors.flux.sizes import Differences
 from actors.models import TINY_FOLDER
-from actors.placing import Node, answers
+from actors.placing import UNIT, Node, answers, take_gpus
 from actors.planning import Planned, faults_of, planned, settled
 from actors.weighing import Stored, stored_in
 from farm.config import PoolSpec, Settings
@@ -48,30 +47,31 @@ def report(part: Any, sizes: Sizes, precision: str = "bfloat16") -> PartReport:
     return PartReport(part, (f"{part}.safetensors",), precision, 2 * count, count, sizes, Differences())
 
 
-ZONES = st.sampled_from([{}, {"zone": "a"}, {"zone": "b"}])
-NODES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), ZONES), min_size=0, max_size=3)
+NODES = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(0, 2), st.sampled_from([{}, {"zone": "a"}, {"zone": "b"}])), max_size=3
+)
 SHAPES = st.fixed_dictionaries(
     {
         "tensor": st.integers(1, 2),
         "sequence": st.integers(1, 3),
         "cpus": st.sampled_from([0.25, 0.5, 1.0, 2.0]),
-        "gpus": st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0]),
-        "labels": st.sampled_from([{}, {"zone": "a"}, {"zone": "!a"}, {"zone": "in(a, b)"}]),
+        "gpus": st.sampled_from([0.0, 0.5, 0.25, 1.0, 2.0]),
+        "labels": st.sampled_from([{}, {}, {}, {"zone": "a"}, {"zone": "!a"}, {"zone": "in(a, b)"}]),
         "min": st.integers(0, 2),
         "max": st.just(2),
     }
 )
 
 
-def stands(bundles: Sequence[PoolSpec], nodes: Sequence[Node]) -> bool:
-    """Whether there is any way to lay them out; each pool named stands for one member of a gang."""
-    ways = itertools.product(range(len(nodes)), repeat=len(bundles))
+def stands(members: Sequence[PoolSpec], nodes: Sequence[Node], laid: tuple[tuple[PoolSpec, ...], ...] = ()) -> bool:
+    """Whether there is any way to lay these members of gangs out on the nodes."""
+    laid = laid or ((),) * len(nodes)
+    if not members:
+        return True
     return any(
-        all(
-            holds(node, [b for b, at in zip(bundles, way, strict=True) if at == number])
-            for number, node in enumerate(nodes)
-        )
-        for way in ways
+        holds(node, (*there, members[0]))
+        and stands(members[1:], nodes, (*laid[:at], (*there, members[0]), *laid[at + 1 :]))
+        for at, (node, there) in enumerate(zip(nodes, laid, strict=True))
     )
 
 
@@ -89,7 +89,8 @@ def holds(node: Node, bundles: Sequence[PoolSpec]) -> bool:
     )
 
 
-@given(NODES, st.lists(SHAPES, min_size=1, max_size=2))
+@settings(max_examples=400)
+@given(NODES, st.lists(SHAPES, min_size=1, max_size=3))
 def test_it_never_says_that_fits_what_no_way_of_laying_it_out_does(
     drawn: list[tuple[int, int, Mapping[str, str]]], shapes: list[dict[str, Any]]
 ) -> None:
@@ -110,6 +111,18 @@ def test_it_never_says_that_fits_what_no_way_of_laying_it_out_does(
         for _ in range(spec.min * spec.sequence)
     ]
     assert stands(warm, nodes), "all that is kept warm stands at the same time"
+
+
+@given(st.integers(0, 3), st.lists(st.sampled_from([UNIT // 4, UNIT // 2, UNIT, 2 * UNIT]), max_size=6))
+def test_no_gpu_is_given_away_twice(count: int, asked: list[int]) -> None:
+    left = (UNIT,) * count
+    for amount in asked:
+        if (less := take_gpus(left, amount)) is not None:
+            changed = [pair for pair in zip(left, less, strict=True) if pair[0] != pair[1]]
+            assert sum(left) - sum(less) == amount
+            assert all(now >= 0 for _, now in changed)
+            assert amount < UNIT or set(changed) == {(UNIT, 0)}, "a whole GPU is one that nobody has a part of"
+            left = less
 
 
 @given(st.integers(0, 6), st.integers(1, 2), st.integers(1, 3))
