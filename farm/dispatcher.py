@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from farm import audit, events, scheduler
 from farm.errors import Fault
@@ -153,18 +154,19 @@ class Dispatcher:
 
     def _look(self, name: str, deed: Callable[[], object]) -> None:
         """Do it; an outage that it meets, or meets no more, is told."""
+        away = None
         try:
             deed()
         except Fault as fault:
             if CAUSES[fault.cause] is not Payer.ENVIRONMENT:
                 raise
-            self.outages.probed(name, fault)
-        else:
-            self.outages.probed(name, None)
+            away = fault
+        finally:
+            self.outages.probed(name, away)
 
     def _probe(self) -> None:
-        for name, probe in self.ports.probes.items():
-            self._look(name, probe)
+        for cause, probe in self.ports.probes.items():
+            self._look(cause, partial(_sure, cause, probe))
         self.probed.set()
 
     def _beat(self) -> None:
@@ -210,3 +212,13 @@ class Dispatcher:
             self.outages.met(FARM, fault)
             self.stopping.wait(TIDY_S)
             return False
+
+
+def _sure(cause: Cause, probe: Callable[[], object]) -> None:
+    """A probe that fails in its own way has not found what it looks for either."""
+    try:
+        probe()
+    except Exception as error:
+        if isinstance(error, Fault) and CAUSES[error.cause] is Payer.ENVIRONMENT:
+            raise
+        raise Fault(cause, f"{type(error).__name__}: {error}") from error

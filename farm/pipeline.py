@@ -6,6 +6,7 @@ verdict, sent back or failed by a fault, or superseded because their lease was l
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from farm.ports import (
     Rendered,
     Renderer,
     RenderRequest,
+    Signed,
     Signer,
     Stage,
     Store,
@@ -33,6 +35,7 @@ from farm.ports import (
 )
 from farm.suspects import SUSPICIOUS, Suspects
 
+log = logging.getLogger("farm.pipeline")
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -47,7 +50,7 @@ class Ports:
     store: Store
     retry_s: float = 5.0
     max_pixels_in: int = 50_000_000
-    probes: Mapping[str, Callable[[], object]] = field(default_factory=dict)  # quick; each raises what is away
+    probes: Mapping[Cause, Callable[[], object]] = field(default_factory=dict)  # quick; each raises if this is so
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,8 @@ class Group:
                 data = self.ports.store.get(lease.reference_key)
                 stranger = lease.upload_id is not None
                 frame = decode_stranger(data, self.ports.max_pixels_in) if stranger else decode_own(data)
-            except FarmError as error:
-                self.fault(lease, error if isinstance(error, Fault) else Fault(Cause.BAD_INPUT, str(error)))
+            except Exception as error:
+                self.fault(lease, fault_of(error, Cause.BAD_INPUT))
                 return None
         if frame is not None and lease.upload_id is not None and not self.judge_input(lease, frame):
             return None
@@ -134,11 +137,9 @@ class Group:
         try:
             signed = self.ports.signer.sign(item.lease, item.frame)
             key = self.ports.store.put(signed.data)
-            provenance = self.ports.verifier.verify(self.ports.store.get(key), signed.mime)
-            if provenance.verdict != "Trusted" or provenance.manifest_sha256 != signed.manifest_sha256:
-                raise Fault(Cause.UNVERIFIED, f"read back {provenance.verdict}: {provenance.sentence}")
-        except FarmError as error:
-            self.fault(item.lease, error if isinstance(error, Fault) else Fault(Cause.STORE_DOWN, str(error)))
+            self.read_back(key, signed)
+        except Exception as error:
+            self.fault(item.lease, fault_of(error, Cause.STORE_DOWN))
             return None
         return Finished(
             lease=item.lease,
@@ -155,6 +156,11 @@ class Group:
             verified_at=time.time(),
         )
 
+    def read_back(self, key: str, signed: Signed) -> None:
+        provenance = self.ports.verifier.verify(self.ports.store.get(key), signed.mime)
+        if provenance.verdict != "Trusted" or provenance.manifest_sha256 != signed.manifest_sha256:
+            raise Fault(Cause.UNVERIFIED, f"read back {provenance.verdict}: {provenance.sentence}")
+
     def ask(
         self, leases: Sequence[Lease], subjects: Sequence[B], call: Callable[[Sequence[B]], Sequence[A | Fault]]
     ) -> list[tuple[Lease, A]]:
@@ -163,14 +169,15 @@ class Group:
         if not leases:
             return []
         try:
-            answers = call(subjects)
-        except Fault as fault:
+            answers = list(zip(leases, call(subjects), strict=True))
+        except Exception as error:
+            fault = fault_of(error)
             if len(leases) > 1 and CAUSES[fault.cause] is not Payer.ENVIRONMENT:
                 pairs = zip(leases, subjects, strict=True)
                 return [pair for lease, subject in pairs for pair in self.ask([lease], [subject], call)]
-            answers = [fault] * len(leases)
+            answers = [(lease, fault) for lease in leases]
         alive = []
-        for lease, answer in zip(leases, answers, strict=True):
+        for lease, answer in answers:
             if isinstance(answer, Fault):
                 self.fault(lease, answer)
             else:
@@ -196,3 +203,14 @@ class Group:
         # A suspect comes after those that were with it, and not always together with another.
         later = random.uniform(2, 3) if fault.cause in SUSPICIOUS else 1  # noqa: S311
         self.ports.queue.fault(lease, fault, gang=fault.gang, retry_s=self.ports.retry_s * later)
+
+
+def fault_of(error: Exception, refused: Cause = Cause.RENDER_ERROR) -> Fault:
+    """What an error costs. One nobody foresaw counts against the job that met it, so that it cannot loop for ever;
+    `refused` is what an error in words means."""
+    if isinstance(error, Fault):
+        return error
+    if isinstance(error, FarmError):
+        return Fault(refused, str(error))
+    log.error("an error nobody foresaw", exc_info=error)
+    return Fault(Cause.RENDER_ERROR, f"{type(error).__name__}: {error}")

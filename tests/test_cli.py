@@ -39,6 +39,17 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+@pytest.mark.parametrize("command", ["up", "dispatch"])
+def test_a_cluster_that_can_never_be_joined_is_told_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    monkeypatch.setattr(starting, "prepare", lambda settings: pytest.fail("it went on"))
+    code, _, said = run(capsys, command)
+    assert code == 2
+    assert "'ray://head:10001' is a Ray Client address (give the head's host:port)" in said
+
+
 @pytest.mark.parametrize("command", [["--help"], ["ls"], ["submit", "x"], ["doctor"], ["models", "ls"], ["show", "1"]])
 def test_light_commands_load_nothing_heavy(command: list[str], tmp_path: Path) -> None:
     program = (

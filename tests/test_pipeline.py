@@ -19,7 +19,7 @@ from sqlalchemy import RowMapping, Table, select, update
 from farm.access import Access
 from farm.db import connect, migrate, reading
 from farm.dispatcher import Dispatcher
-from farm.errors import Fault
+from farm.errors import BadInput, Fault
 from farm.job import CAUSES, Cause, Payer, Spec, State
 from farm.job_queue import JobQueue, NewJob
 from farm.pipeline import Group, Ports
@@ -147,6 +147,60 @@ def test_a_job_that_kills_what_it_meets_fails_with_its_errors_and_takes_no_neigh
     assert states(ports) == {"published": 2, "failed": 1}
     met = rows(ports, JOB_FAULT)
     assert [row["detail"] for row in met] == ["died of 1"] * 3
+
+
+@pytest.mark.parametrize("victim", ["gate", "renderer", "signer", "verifier", "few"])
+def test_an_error_nobody_foresaw_burns_only_the_job_that_brings_it_about(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    """`few`: fewer answers than were asked for."""
+    render, judge, sign, verify = (
+        ports.renderer.render,
+        ports.gate.judge_frames,
+        ports.signer.sign,
+        ports.verifier.verify,
+    )
+    bad: set[bytes] = set()
+
+    def surprise(here: str, met: bool) -> None:
+        if met and here == victim:
+            raise ZeroDivisionError(f"of the {here}")
+
+    def rendering(requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
+        met = any(request.spec.seed == 2 for request in requests)
+        surprise("renderer", met)
+        answers = render(requests, cancelled)
+        bad.update(
+            one.frame.pixels
+            for one, request in zip(answers, requests, strict=True)
+            if request.spec.seed == 2 and isinstance(one, Rendered)
+        )
+        return answers[1:] if victim == "few" and met else answers
+
+    def judging(frames: Sequence[Frame], stage: Stage) -> list[Verdict | Fault]:
+        surprise("gate", any(frame.pixels in bad for frame in frames))
+        return judge(frames, stage)
+
+    def signing(lease: Lease, frame: Frame) -> Any:
+        surprise("signer", frame.pixels in bad)
+        return sign(lease, frame)
+
+    def verifying(data: bytes, mime: str) -> Any:
+        surprise("verifier", data.startswith(b"2 "))
+        return verify(data, mime)
+
+    monkeypatch.setattr(ports.renderer, "render", rendering)
+    monkeypatch.setattr(ports.gate, "judge_frames", judging)
+    monkeypatch.setattr(ports.signer, "sign", signing)
+    monkeypatch.setattr(ports.verifier, "verify", verifying)
+    submit(ports, *(NewJob(line=seed, spec=spec(seed=seed)) for seed in (1, 2, 3, 4)))
+    for _ in range(3):
+        run(ports)
+    assert states(ports) == {"published": 3, "failed": 1}
+    met = rows(ports, JOB_FAULT)
+    assert {row["job_id"] for row in met} == {2}
+    assert [row["cause"] for row in met] == ["render_error"] * 3
+    assert all("Error: " in row["detail"] for row in met)
 
 
 @pytest.mark.parametrize("cause", sorted(SUSPICIOUS))
@@ -451,9 +505,41 @@ def test_an_idle_farm_says_what_is_away_and_when_it_is_back(
         return len(seen) == 2
 
     with caplog.at_level("INFO", "farm.outages"):
-        dispatch_until(Dispatcher(replace(ports, probes={"signer": signer})), ready)
+        dispatch_until(Dispatcher(replace(ports, probes={Cause.SIGNER_DOWN: signer})), ready)
     assert seen == [("waiting", "signer_down"), ("ready", "0 groups in flight")]
     assert [message.split(" ")[0] for message in caplog.messages] == ["signer_down:", "signer_down"]
+
+
+def test_a_probe_that_fails_in_its_own_way_is_an_outage_and_the_others_are_asked(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.dispatcher.TIDY_S", 0.02)
+
+    def ray() -> None:
+        raise BadInput("'ray://head' is a Ray Client address")
+
+    def signer() -> None:
+        raise away(Cause.SIGNER_FAILED)
+
+    dispatcher = Dispatcher(replace(ports, probes={Cause.RAY_GONE: ray, Cause.SIGNER_DOWN: signer}))
+    dispatch_until(dispatcher, lambda: said(ports) == ("waiting", "ray_gone, signer_failed"))
+
+
+def test_a_deed_that_meets_no_outage_any_more_says_so_even_if_it_fails(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher, trouble = Dispatcher(ports), iter([away(Cause.SIGNER_DOWN), away(Cause.SIGN_REFUSED), KeyError("seq")])
+
+    def deed() -> None:
+        raise next(trouble)
+
+    dispatcher._look("sign", deed)
+    assert dispatcher.outages.words().startswith("signer_down")
+    with pytest.raises(Fault, match="sign_refused"):
+        dispatcher._look("sign", deed)
+    assert dispatcher.outages.words() == ""
+    with pytest.raises(KeyError):
+        dispatcher._look("sign", deed)
 
 
 def test_an_outage_is_seen_until_work_gets_through_and_is_told_once(
