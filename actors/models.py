@@ -159,8 +159,11 @@ def load_renderer(
     sequence: int = 1,
 ) -> "Renderer":
     """A model with its weights in place, its blocks streamed from host memory where the device is too small; in a gang
-    of several ranks, this rank's share of it."""
+    of several ranks, this rank's share of it. The tiny one is in float32 everywhere: it has room and time enough."""
+    import torch
+
     files = locate(card, folder)
+    dtype = torch.float32 if card.name == TINY.name else dtype
     try:
         return assemble(card, files, device, dtype, offload, seat_of(files, tensor, sequence))
     except WeightsError as error:

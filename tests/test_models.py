@@ -241,3 +241,10 @@ def test_a_checked_folder_is_told_in_words_that_a_person_reads(capsys: pytest.Ca
     assert "{" not in said
     assert _run(["models", "check", str(tiny / "vae")]) == 1
     assert "absent: transformer" in capsys.readouterr().out
+
+
+def test_the_tiny_model_is_in_float32_whatever_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch, comfyui(tmp_path))
+    assert models.load_renderer(TINY, None, "cpu", torch.bfloat16).dtype == torch.float32
+    files = models.locate(TINY, None)
+    assert models.assemble(DEV, files, "cpu", torch.bfloat16, "never").dtype == torch.bfloat16

@@ -108,7 +108,7 @@ class Renderer:
 
     @torch.no_grad()
     def condition(self, jobs: Sequence[RenderJob]) -> Condition:
-        txt_BTD, y_BV = (t.to(self.device, self.dtype) for t in self.text([j.prompt for j in jobs], self.max_text))
+        txt_BTD, y_BV = self.words([job.prompt for job in jobs])
         rows, columns = latents.latent_size(jobs[0].height, jobs[0].width, self.vae.config.compression)
         ids = latents.image_ids(torch.empty(len(jobs), 0, rows, columns, device=self.device))
         references = [self.encode_reference(j.reference, self.reference_size(j)) for j in jobs if j.reference]
@@ -118,6 +118,17 @@ class Renderer:
             ids = torch.cat((ids, latents.image_ids(latent_BCHW, axis0=1)), dim=1)
             reference = latents.pack(latent_BCHW)
         return Condition(txt_BTD, latents.text_ids(txt_BTD), y_BV, ids, self.guidance(jobs), reference)
+
+    @property
+    def batched(self) -> bool:
+        """Whether jobs go through a network together. Sums take another order in company than alone, and where rounding
+        is coarser than float32 the picture shows it: there each job goes by itself."""
+        return self.dtype == torch.float32
+
+    def words(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        calls = [prompts] if self.batched else [[prompt] for prompt in prompts]
+        txt, y = zip(*(self.text(call, self.max_text) for call in calls), strict=True)
+        return torch.cat(txt).to(self.device, self.dtype), torch.cat(y).to(self.device, self.dtype)
 
     def guidance(self, jobs: Sequence[RenderJob]) -> Tensor | None:
         if not self.flux.config.guidance_embed:
@@ -159,7 +170,7 @@ class Renderer:
                 on_step(progress.step, progress.total, Preview(progress, draw))
 
         latent_BLC = sampler.euler(
-            partial(sampler.velocity, self.flux, condition),
+            partial(sampler.velocity if self.batched else sampler.velocity_alone, self.flux, condition),
             start.latent_BLC.to(self.device),
             times,
             size=start.size,

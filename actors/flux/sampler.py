@@ -4,9 +4,9 @@ B batch, L image tokens, R reference tokens, T text tokens, C channels, D text w
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,6 +82,20 @@ def velocity(flux: Flux, condition: Condition, latent_BLC: Tensor, time: float) 
     c = condition
     out_BLC: Tensor = flux(img_BLC, c.img_ids_BL3, c.txt_BTD, c.txt_ids_BT3, time_B, c.y_BV, c.guidance_B)
     return out_BLC[:, :length]
+
+
+def velocity_alone(flux: Flux, condition: Condition, latent_BLC: Tensor, time: float) -> Tensor:
+    """The same, one job after the other: what comes of each is what comes of it without the others."""
+    jobs = zip(alone(condition), latent_BLC.split(1), strict=True)
+    return torch.cat([velocity(flux, each, latent, time) for each, latent in jobs])
+
+
+def alone(condition: Condition) -> Iterator[Condition]:
+    for job in range(len(condition.txt_BTD)):
+        rows: dict[str, Any] = {
+            name: each if each is None else each[job : job + 1] for name, each in vars(condition).items()
+        }
+        yield Condition(**rows)
 
 
 def euler(

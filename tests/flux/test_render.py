@@ -134,6 +134,21 @@ def test_a_seed_is_the_same_bytes_alone_and_one_level_apart_in_company(renderer:
         assert np.abs(other.astype(int) - alone.astype(int)).max() > 20
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reference", [None, picture()], ids=["text", "edit"])
+def test_where_rounding_is_coarse_company_changes_nothing_at_all(
+    dtype: torch.dtype, reference: Image.Image | None
+) -> None:
+    flux, vae, text = sharp_flux(guidance=True).to(dtype), calm_vae().to(dtype), small.small_text().to(dtype)
+    renderer = Renderer(flux, vae, text, "cpu", dtype, max_text=MAX_TEXT)
+    jobs = [job("make the green square", seed=9, reference=reference, guidance=guidance) for guidance in (1.0, 2.5)]
+    jobs += [job(reference=reference), job("a red circle", seed=6, reference=reference)]
+    crowd = renderer.render(jobs)
+    for one, among in zip(jobs, crowd, strict=True):
+        assert np.array_equal(renderer.render([one])[0], among)
+    assert difference(crowd[0], crowd[2] / 255) > 10
+
+
 def test_edits_in_company_keep_their_own_reference(renderer: Renderer) -> None:
     first, second = job(reference=picture()), job(reference=picture().rotate(180))
     alone = renderer.render([second])[0].astype(int)
