@@ -19,7 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from farm.commands import access, batches, demo, doctor, models, pool, verifying
-from farm.commands.output import say
+from farm.commands.output import say, say_bad_lines
 from farm.commands.session import open_store
 from farm.errors import BadInput, FarmError, Fault, Unavailable
 from farm.job import Cause
@@ -49,19 +49,23 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str] | None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        return int(app(given or ["--help"], standalone_mode=False) or 0)
+        return int(app(given or ["--help"], prog_name="farm", standalone_mode=False) or 0)
     except TyperException as error:
-        say(f"farm: {' '.join(error.format_message().split())} (farm --help lists what there is)")
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "farm"
+        say(f"farm: {' '.join(error.format_message().split())} ({command} --help says how)")
         return error.exit_code
     except FarmError as error:
         say(f"farm: {error}")
-        for bad in error.more.get("bad_lines", [])[:20]:
-            say(f"  line {bad['line']}: {bad['field']}: {bad['reason']}")
+        say_bad_lines(error.more.get("bad_lines", []), error.more.get("bad_line_count", 0))
         return USAGE if isinstance(error, BadInput) else 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a file or folder that cannot be read or written
+        say(f"farm: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
         return 1
 
 

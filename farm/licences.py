@@ -82,5 +82,5 @@ def refused(engine: Engine, catalogue: Mapping[str, ModelCard]) -> dict[str, str
 def why(model: str, licence: str) -> str:
     return (
         f"{model} comes under the {licence}, which nobody has accepted for this farm:"
-        f" an operator runs `farm models accept {model}`"
+        f" an operator runs `farm models accept {model} --by NAME --holds non-commercial` (or commercial)"
     )

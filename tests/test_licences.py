@@ -64,7 +64,7 @@ def test_the_intake_refuses_it_and_says_what_to_do(engine: Engine) -> None:
     (bad,) = refused.value.more["bad_lines"]
     assert bad["field"] == "model"
     assert "FLUX.1 [dev] Non-Commercial License v1.1.1" in bad["reason"]
-    assert "farm models accept flux1-dev" in bad["reason"]
+    assert "farm models accept flux1-dev --by NAME --holds non-commercial" in bad["reason"]
     licences.accept(engine, DEV, "non-commercial", "Ann Lee", "ours")
     assert submit(engine) > 0
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.commands.output import as_json, columns_of, facts, moment, say, table
+from farm.commands.output import as_json, columns_of, facts, moment, say, say_bad_lines, table
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 BatchId = Annotated[int, typer.Argument(metavar="BATCH")]
@@ -42,12 +42,12 @@ def submit(
 
 
 def _say_submitted(done: dict[str, Any]) -> None:
-    for bad in done["bad_lines"]:
-        say(f"line {bad['line']}: {bad['field']}: {bad['reason']}")
-    if done["bad_line_count"] > len(done["bad_lines"]):
-        say(f"... {done['bad_line_count']} bad lines were left out in all")
+    if done["bad_line_count"]:
+        lines = "1 line is" if done["bad_line_count"] == 1 else f"{done['bad_line_count']:,} lines are"
+        say(f"farm: {lines} bad and left out (`farm show {done['id']}` lists them)")
+        say_bad_lines(done["bad_lines"], done["bad_line_count"])
     known = " (the project has this content already; --again makes it once more)" if done["repeated"] else ""
-    print(f"batch {done['id']}: {done['jobs']} jobs{known}")
+    print(f"batch {done['id']}: {done['jobs']} job{'' if done['jobs'] == 1 else 's'}{known}")
 
 
 def ls(

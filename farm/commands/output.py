@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 HASH = re.compile(r"[0-9a-f]{64}")
+SHOWN_BAD = 20
+# A name or reason that somebody else chose must not steer the terminal, or turn its letters round.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 WIDE = 10_000  # without a terminal nothing is cut off
 
 
@@ -22,8 +25,22 @@ def as_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
+def clean(text: str) -> str:
+    return CONTROLS.sub("", text)
+
+
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(clean(text), file=sys.stderr, flush=True)
+
+
+def say_bad_lines(bad: Sequence[Mapping[str, Any]], count: int) -> None:
+    """The first bad lines with all that is wrong with each, and how many more there are."""
+    shown = bad[:SHOWN_BAD]
+    for row in shown:
+        say(f"  line {row['line']}: {row['field']}: {row['reason']}")
+    more = count - len({row["line"] for row in shown})
+    if more > 0:
+        say(f"  and {more:,} more")
 
 
 def moment(seconds: float | None) -> str:
@@ -82,4 +99,4 @@ def _cell(value: Any) -> str:
         return f"{value[:12]}..."
     if isinstance(value, float):
         return f"{value:g}"
-    return " ".join(str("" if value is None else value).split())
+    return clean(" ".join(str("" if value is None else value).split()))

@@ -22,26 +22,53 @@ EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 def submit(client: FarmClient, file: str, **options: Any) -> dict[str, Any]:
     """Pictures that lines name by path, relative to the file, are uploaded on the way."""
     if file == "-":
-        return client.submit(with_uploads(sys.stdin.buffer, Path(), client), **options)
+        return _send(client, sys.stdin.buffer, Path(), options)
     path = Path(file)
     if not path.is_file():
-        raise BadInput(f"no file {file}", field="FILE", fix="give a file of JSON lines, or - for standard input")
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise BadInput(f"{file} {what}", field="FILE", fix="give a file of JSON lines, or - for standard input")
     options.setdefault("name", path.stem)
     with path.open("rb") as lines:
-        return client.submit(with_uploads(lines, path.parent, client), **options)
+        return _send(client, lines, path.parent, options)
 
 
-def with_uploads(lines: Iterable[bytes], folder: Path, client: FarmClient) -> Iterator[bytes]:
-    uploaded: dict[Path, str] = {}
+def _send(client: FarmClient, lines: Iterable[bytes], folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """A picture that cannot be uploaded is its line's fault, told with all that the farm finds."""
+    without: dict[int, str] = {}
+    try:
+        done = client.submit(with_uploads(lines, folder, client, without), **options)
+    except BadInput as error:
+        if "bad_lines" not in error.more:
+            raise
+        more = error.more | {"bad_lines": _merged(error.more["bad_lines"], without)}
+        detail = error.detail.partition("; ")[0]  # the first bad line follows with the others
+        fix = "no line is good" if options.get("skip_bad") else "correct them, or leave them out with --skip-bad"
+        raise BadInput(detail, fix=fix, **more) from error
+    return done | {"bad_lines": _merged(done["bad_lines"], without)}
+
+
+def _merged(bad: list[dict[str, Any]], without: dict[int, str]) -> list[dict[str, Any]]:
+    """What the farm says of a path that was sent to it as it stood makes way for why it was."""
+    here = [{"line": line, "field": "image", "reason": reason} for line, reason in without.items()]
+    there = [row for row in bad if row["field"] != "image" or row["line"] not in without]
+    return sorted((*there, *here), key=lambda row: row["line"])
+
+
+def with_uploads(lines: Iterable[bytes], folder: Path, client: FarmClient, without: dict[int, str]) -> Iterator[bytes]:
+    """A line whose picture cannot be uploaded goes on as it is, which the farm refuses; `without` says why."""
+    uploaded: dict[str, str | BadInput] = {}
     for number, line in enumerate(lines, 1):
         values = _with_path(line)
-        if values is None:
-            yield line if line.endswith(b"\n") else line + b"\n"
-            continue
-        path = (folder / values["image"]).resolve()
-        if path not in uploaded:
-            uploaded[path] = _upload(client, path, f"line {number}: image")
-        yield json.dumps(values | {"image": uploaded[path]}).encode() + b"\n"
+        if values is not None:
+            image = values["image"]
+            if image not in uploaded:
+                uploaded[image] = _upload(client, folder / image)
+            found = uploaded[image]
+            if isinstance(found, str):
+                yield json.dumps(values | {"image": found}).encode() + b"\n"
+                continue
+            without[number] = str(found)
+        yield line if line.endswith(b"\n") else line + b"\n"
 
 
 def _with_path(line: bytes) -> dict[str, Any] | None:
@@ -56,13 +83,17 @@ def _with_path(line: bytes) -> dict[str, Any] | None:
     return values if isinstance(image, str) and image and not image.startswith(REFERENCES) else None
 
 
-def _upload(client: FarmClient, path: Path, where: str) -> str:
-    if not path.is_file():
-        raise BadInput(f"no file {path}", field=where, fix="paths are relative to the batch's file")
+def _upload(client: FarmClient, path: Path) -> str | BadInput:
     try:
-        return str(client.upload(path.name, path.read_bytes())["id"])
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return BadInput(f"no file {path}", fix="paths are relative to the batch's file")
+    except (OSError, ValueError) as error:
+        return BadInput(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}")
+    try:
+        return str(client.upload(path.name, data)["id"])
     except BadInput as error:
-        raise BadInput(f"{path}: {error.detail}", field=where, fix=error.fix) from error
+        return BadInput(f"{path}: {error.detail}", fix=error.fix)
 
 
 def download(client: FarmClient, batch_id: int, folder: Path) -> list[dict[str, Any]]:

@@ -63,6 +63,41 @@ def test_pictures_named_by_path_are_uploaded_once(farm: Shell, tmp_path: Path, w
     assert "not a PNG" in farm.err
 
 
+def test_a_picture_that_is_not_there_is_one_bad_line_among_the_others(
+    farm: Shell, tmp_path: Path, world: World
+) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    lines = [{"image": "nope.png"}, {"image": "nope.png", "colour": "red"}, {"image": "a.png"}, {"steps": 0}, {}]
+    path = batch_file(tmp_path, *lines, {"image": "."}, {"image": "a\0.png"})
+    assert farm("submit", path) == 2
+    first, *told = farm.err.splitlines()
+    assert first == "farm: 5 of 7 lines are bad (correct them, or leave them out with --skip-bad)"
+    assert sorted(line.split(":")[0].strip() for line in told) == [
+        "line 1",
+        "line 2",
+        "line 2",
+        "line 4",
+        "line 6",
+        "line 7",
+    ]
+    assert told[0] == f"  line 1: image: no file {tmp_path}/nope.png (paths are relative to the batch's file)"
+    assert "upload the file first" not in farm.err
+    assert farm("submit", path, "--skip-bad") == 0
+    assert farm.out == "batch 1: 2 jobs\n"
+    assert farm.err.splitlines()[:2] == ["farm: 5 lines are bad and left out (`farm show 1` lists them)", told[0]]
+
+
+def test_many_bad_lines_are_counted(farm: Shell, tmp_path: Path) -> None:
+    assert farm("submit", batch_file(tmp_path, *[{"steps": 0}] * 239)) == 2
+    assert len(farm.err.splitlines()) == 22
+    assert farm.err.splitlines()[-1] == "  and 219 more"
+
+
+def test_a_folder_is_no_batch(farm: Shell, tmp_path: Path) -> None:
+    assert farm("submit", tmp_path) == 2
+    assert f"{tmp_path} is a folder" in farm.err
+
+
 def test_the_same_file_is_not_made_twice_unless_asked(farm: Shell, tmp_path: Path) -> None:
     path = batch_file(tmp_path, {})
     first, second = (farm("submit", path), farm.out)[1], (farm("submit", path), farm.out)[1]
