@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from starlette.templating import Jinja2Templates
 from dashboard import contexts
 from dashboard.auth import COOKIE, local_path, person, same_site
 from farm.access import Access, Deed, KeyView, may, may_see, require
-from farm.errors import RETRY_AFTER_S, BadInput, FarmError, NotFound, Unavailable, nearest
+from farm.errors import RETRY_AFTER_S, BadInput, FarmError, Fault, NotFound, Unavailable, nearest
 from farm.insights import Insights
 from farm.job import State
 from farm.job_queue import JobQueue
@@ -23,6 +24,7 @@ from farm.ports import Store
 from farm.tables import MAX_ID
 
 router = APIRouter()
+log = logging.getLogger("farm.pages")
 POLICY = "default-src 'self'; img-src 'self'; style-src 'self'; script-src 'self'; object-src 'none'; base-uri 'none'"
 HEADERS = {
     "content-security-policy": f"{POLICY}; form-action 'self'; frame-ancestors 'none'",
@@ -64,7 +66,9 @@ def render(request: Request, template: str, status: int = 200, **context: Any) -
 
 
 def problem_page(request: Request, error: FarmError) -> Response:
-    answer = render(request, "error.html", error.status, problem=error.problem())
+    if isinstance(error, Fault):
+        log.warning("%s: %s: %s", request.url.path, error.cause, error.detail)
+    answer = render(request, "error.html", error.status, problem=error.public())
     if error.status == Unavailable.status:
         answer.headers["retry-after"] = str(RETRY_AFTER_S)
     return answer

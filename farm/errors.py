@@ -39,6 +39,10 @@ class FarmError(Exception):
         document |= {key: value for key, value in (("field", self.field), ("fix", self.fix)) if value}
         return document | self.more
 
+    def public(self) -> dict[str, Any]:
+        """The document for whoever asks over the network, known or not."""
+        return self.problem()
+
     def __str__(self) -> str:
         where = f"{self.field}: " if self.field else ""
         return f"{where}{self.detail}" + (f" ({self.fix})" if self.fix else "")
@@ -82,6 +86,12 @@ class Fault(FarmError):
         self.cause, self.gang = cause, gang
         if CAUSES[cause] is Payer.ENVIRONMENT:
             self.status = Unavailable.status
+
+    def public(self) -> dict[str, Any]:
+        """Of an outage its kind alone: where the database lies, say, is for the farm's own log."""
+        document = self.problem() | {"cause": str(self.cause)}
+        away = CAUSES[self.cause] is Payer.ENVIRONMENT
+        return document | ({"detail": f"{self.cause}: the farm's log says more"} if away else {})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _fault, (self.cause, self.detail, self.gang)

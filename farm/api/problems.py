@@ -44,15 +44,15 @@ class NoNul:
 
 def response(error: FarmError) -> JSONResponse:
     """Whoever meets an outage is told to come again."""
-    document = error.problem()
-    if isinstance(error, Fault):
-        document["cause"] = str(error.cause)
+    document = error.public()
     headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_AFTER_S)}}
     status = int(document["status"])
     return JSONResponse(document, status, headers=headers.get(status), media_type=MEDIA_TYPE)
 
 
-async def _farm_error(_: Request, error: Any) -> JSONResponse:
+async def _farm_error(request: Request, error: Any) -> JSONResponse:
+    if isinstance(error, Fault):
+        log.warning("%s %s: %s: %s", request.method, request.url.path, error.cause, error.detail)
     return response(error)
 
 

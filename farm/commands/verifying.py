@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.commands.output import as_json, say
+from farm.commands.output import as_json, clean, say
 from farm.commands.session import open_store
 from farm.errors import BadInput, NotFound
 
@@ -48,7 +48,7 @@ def verify(
         if json_:
             as_json(row)
         else:
-            print(f"{row['verdict']:<15} {row['path']}: {row['sentence']}")
+            print(clean(f"{row['verdict']:<15} {row['path']}: {row['sentence']}"))
     say(f"{words.count(TRUSTED)} of {len(words)} are {TRUSTED}")
     if words.count(TRUSTED) < len(words):
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from farm.db import connect
 from farm.errors import Fault
 from farm.job import Cause, State
 from farm.ports import Outcome
@@ -140,6 +141,18 @@ def test_an_outage_is_a_503_that_says_when_to_come_again(world: World, monkeypat
     answer = world.post("/api/uploads", content=picture())
     assert problem(answer, 503)["cause"] == "store_full"
     assert answer.headers["retry-after"] == "5"
+
+
+def test_nobody_learns_from_an_outage_where_things_lie(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = connect("postgresql://somebody@127.0.0.1:1/somewhere")
+    monkeypatch.setattr(world.farm.access, "engine", away)
+    answer = world.client.get("/api/jobs", headers={"Authorization": "Bearer nobody"})
+    told = problem(answer, 503)
+    assert (told["cause"], told["title"]) == ("database_down", "The database is not available now")
+    assert "127.0.0.1" not in answer.text
+    assert "127.0.0.1" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
