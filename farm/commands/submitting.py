@@ -97,23 +97,36 @@ def _upload(client: FarmClient, path: Path) -> str | BadInput:
 
 
 def download(client: FarmClient, batch_id: int, folder: Path) -> list[dict[str, Any]]:
-    """The published images, and index.jsonl with a line for every job."""
+    """The published images, and index.jsonl with a line for every job, those of other batches too."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file", field="DIR", fix="give a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "index.jsonl.part").open("w") as index:
-        jobs = progress(client.pages(f"/api/batches/{batch_id}/jobs"), client.batch(batch_id)["jobs"], "downloading")
-        rows = [_fetch(client, job, folder, index) for job in jobs]
-    (folder / "index.jsonl.part").replace(folder / "index.jsonl")
-    return rows
+    rows = _indexed(folder / "index.jsonl")
+    jobs = progress(client.pages(f"/api/batches/{batch_id}/jobs"), client.batch(batch_id)["jobs"], "downloading")
+    fetched = [_fetch(client, job, folder) for job in jobs]
+    for row in fetched:
+        rows[row["id"]] = {name: value for name, value in row.items() if name != "reason"}
+    lines = (json.dumps(rows[id_], ensure_ascii=False) + "\n" for id_ in sorted(rows))
+    _replace(folder / "index.jsonl", "".join(lines).encode())
+    return fetched
 
 
-def _fetch(client: FarmClient, job: dict[str, Any], folder: Path, index: Any) -> dict[str, Any]:
+def _indexed(index: Path) -> dict[int, dict[str, Any]]:
+    """What an earlier download left, by job."""
+    try:
+        rows = [json.loads(line) for line in index.read_bytes().splitlines()] if index.exists() else []
+        return {int(row["id"]): row for row in rows}
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"{index} is no index of downloads", field="DIR", fix="give another folder") from error
+
+
+def _fetch(client: FarmClient, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     row = {name: job[name] for name in ("id", "prompt", "seed", "state")}
-    row |= {"file": None, "sha256": None, "verdict": job["verdict"]}
+    row |= {"file": None, "sha256": None, "verdict": job["verdict"], "reason": job["reason"]}
     if job["state"] == "published":
         name = f"{job['id']}.{EXTENSIONS[job['mime']]}"
         row |= {"file": name, "sha256": _save(client, job, folder / name)}
-    index.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return row | {"reason": job["reason"]}
+    return row
 
 
 def _save(client: FarmClient, job: dict[str, Any], path: Path) -> str:
@@ -121,7 +134,12 @@ def _save(client: FarmClient, job: dict[str, Any], path: Path) -> str:
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == job["sha256"]:
         return str(job["sha256"])
     data = client.image(job["id"])
+    _replace(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(data)
     part.replace(path)
-    return hashlib.sha256(data).hexdigest()

@@ -124,6 +124,28 @@ def test_download_writes_what_is_published_and_an_index_of_all(farm: Shell, tmp_
     assert sorted(path.name for path in out.iterdir()) == sorted([file.name, "index.jsonl"])
 
 
+def test_batches_in_one_folder_share_its_index(farm: Shell, tmp_path: Path, world: World) -> None:
+    first, second = (world.submit({"seed": seed}).json()["id"] for seed in (1, 2))
+    world.finish(Outcome.ALLOW, b"one")
+    for batch in (second, first, second):
+        assert farm("download", batch, tmp_path / "out") == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "index.jsonl").read_text().splitlines()]
+    assert [row["state"] for row in rows] == ["published", "queued"]
+    assert (tmp_path / "out" / rows[0]["file"]).read_bytes() == b"one"
+
+
+def test_a_download_replaces_nothing_that_it_did_not_write(farm: Shell, tmp_path: Path, world: World) -> None:
+    batch = world.submit({}).json()["id"]
+    (tmp_path / "README.md").write_text("mine")
+    assert farm("download", batch, tmp_path / "README.md") == 2
+    assert farm.err == f"farm: DIR: {tmp_path}/README.md is a file (give a folder)\n"
+    assert farm("download", batch, tmp_path / "README.md" / "images") == 1
+    assert farm.err == f"farm: {tmp_path}/README.md/images: Not a directory\n"
+    (tmp_path / "index.jsonl").write_text("[1]\n")
+    assert farm("download", batch, tmp_path) == 2
+    assert (tmp_path / "index.jsonl").read_text() == "[1]\n"
+
+
 def test_watch_ends_with_one_if_a_job_failed(farm: Shell, world: World) -> None:
     good = world.submit({"seed": 1}).json()["id"]
     world.finish(Outcome.ALLOW)
