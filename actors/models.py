@@ -1,6 +1,6 @@
 """Which models there are, where their files lie, and how one is made ready to draw."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from actors.flux.check import (
     title,
     tokenizer_objection,
 )
-from actors.flux.containers import Found, TensorSet, find, is_diffusers
+from actors.flux.containers import Found, TensorSet, find, is_diffusers, small_files
 from actors.flux.headers import WeightsError
 from actors.flux.names import PARTS, Part
 from farm.errors import Fault, NotFound, nearest
@@ -51,8 +51,8 @@ class ModelFiles:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Every file of weights, for their fingerprint."""
-        return tuple(dict.fromkeys(path for each in self.sets for path in each.files))
+        """Every file that the picture depends on, for their fingerprint."""
+        return tuple(dict.fromkeys(path for each in self.sets for path in (*each.files, *small_files(each))))
 
 
 def catalogue() -> dict[str, ModelCard]:
@@ -147,6 +147,48 @@ def locate(card: ModelCard, folder: Path | None) -> ModelFiles:
         raise Fault(Cause.WEIGHTS_MISSING, f"{card.name} lacks {', '.join(missing)}: {says}")
     parts = parts_there(card, folder)
     return ModelFiles(parts["transformer"], parts["vae"], parts["t5"], parts["clip"])
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model that is ready to draw, and what it was made of."""
+
+    renderer: "Renderer"
+    weights: str  # the fingerprint of its files
+    files: tuple[Path, ...]
+
+
+def load_known(
+    card: ModelCard,
+    folder: Path | None,
+    device: "torch.device | str",
+    dtype: "torch.dtype",
+    offload: "Setting" = "auto",
+    tensor: int = 1,
+    sequence: int = 1,
+) -> Known:
+    """As `load_renderer`, with the fingerprint of the very files that were read: if one changes meanwhile, a Fault."""
+    from actors.flux.weights import weights_sha256
+
+    try:
+        files = locate(card, folder)
+        paths = files.paths
+        before = states(paths)
+        renderer = load_renderer(card, folder, device, dtype, offload, tensor, sequence)
+        known = Known(renderer, weights_sha256(paths), paths)
+    except WeightsError as error:
+        raise Fault(Cause.WEIGHTS_MISSING, str(error)) from error
+    changed = [path.name for path, old, new in zip(paths, before, states(paths), strict=True) if old != new]
+    if changed or locate(card, folder) != files:
+        what = ", ".join(changed) or f"the files of {card.name}"
+        raise Fault(Cause.WEIGHTS_MISSING, f"{what} changed while {card.name} was loaded: let the folder be at rest")
+    return known
+
+
+def states(paths: Iterable[Path]) -> list[tuple[int, ...]]:
+    """What tells a file from the one that it was, without reading it."""
+    found = [path.stat() if path.exists() else None for path in paths]
+    return [(one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) if one else () for one in found]
 
 
 def load_renderer(

@@ -1,10 +1,13 @@
 """The catalogue, where its files are looked for, and a renderer made of them."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from actors.flux.offload import Setting
 from actors.flux.shapes import ClipSizes, T5Sizes, expected
 from farm.errors import Fault, NotFound
 from farm.job import CAUSES, Cause, Payer
+from farm.ports import ModelCard
 from tests.flux import containers_kit as kit
 from tests.flux.samples import comfyui, diffusers
 from tests.flux.test_weights_check import real_comfyui
@@ -49,6 +53,10 @@ def test_an_unknown_model_is_answered_with_the_nearest() -> None:
         models.card_of("flux-schnell")
 
 
+def weights_of(card: ModelCard, folder: Path) -> set[str]:
+    return {path.name for each in models.locate(card, folder).sets for path in each.files}
+
+
 def test_a_real_folder_holds_the_models_it_holds(tmp_path: Path) -> None:
     real_comfyui(tmp_path, "flux1-dev-kontext_fp8_scaled.safetensors", "F8_E4M3")
     ready = {row["name"]: row["ready"] for row in models.models_table(tmp_path) if row["name"] != "tiny"}
@@ -61,8 +69,7 @@ def test_a_real_folder_holds_the_models_it_holds(tmp_path: Path) -> None:
         "flux2-klein-4b": False,
     }
     assert models.files_present(DEV, tmp_path)["transformer"] is False
-    files = models.locate(KONTEXT, tmp_path)
-    assert {path.name for path in files.paths} == {
+    assert weights_of(KONTEXT, tmp_path) == {
         "flux1-dev-kontext_fp8_scaled.safetensors",
         "ae.safetensors",
         "t5xxl_fp16.safetensors",
@@ -118,7 +125,7 @@ def test_of_several_parts_those_that_fit_the_transformer_are_taken(tmp_path: Pat
     (real / "vae" / "ae.safetensors").rename(real / "vae" / "flux_vae.safetensors")
     sd = expected(replace(FLUX1_VAE, z_channels=4))
     kit.write_sparse(real / "vae" / "diffusion_pytorch_model.safetensors", sd, "F32")
-    assert {path.name for path in models.locate(DEV, real).paths} == {
+    assert weights_of(DEV, real) == {
         "flux1-dev.safetensors",
         "flux_vae.safetensors",
         "t5xxl_fp8_e4m3fn.safetensors",
@@ -248,3 +255,45 @@ def test_the_tiny_model_is_in_float32_whatever_is_asked(tmp_path: Path, monkeypa
     assert models.load_renderer(TINY, None, "cpu", torch.bfloat16).dtype == torch.float32
     files = models.locate(TINY, None)
     assert models.assemble(DEV, files, "cpu", torch.bfloat16, "never").dtype == torch.bfloat16
+
+
+def known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> models.Known:
+    small(monkeypatch, folder)
+    return models.load_known(TINY, None, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("container", [comfyui, diffusers])
+def test_whatever_changes_the_picture_changes_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: Callable[[Path], Path]
+) -> None:
+    first = known(container(tmp_path / "a"), monkeypatch)
+    assert known(container(tmp_path / "b"), monkeypatch).weights == first.weights
+    assert {path.suffix for path in first.files} == {".json", ".safetensors"}
+    assert len([path for path in first.files if path.name == "tokenizer.json"]) == 2
+    for path in first.files:
+        whole = path.read_bytes()
+        path.write_bytes(whole + b" " if path.suffix == ".json" else whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert known(tmp_path / "a", monkeypatch).weights != first.weights
+        path.write_bytes(whole)
+    (tmp_path / "a" / "loras").mkdir()
+    (tmp_path / "a" / "loras" / "x.safetensors").write_bytes(b"no part of it")
+    assert known(tmp_path / "a", monkeypatch).weights == first.weights
+
+
+@pytest.mark.parametrize("name", ["vae/ae.safetensors", "config.json", "tokenizers/t5/tokenizer.json"])
+def test_a_file_that_changes_while_it_is_loaded_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = comfyui(tmp_path) / name
+    load = models.load_renderer
+
+    def interrupted(*args: Any) -> Any:
+        renderer, found = load(*args), path.stat()
+        path.write_bytes(path.read_bytes().swapcase())
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))  # as copying tools do
+        return renderer
+
+    monkeypatch.setattr(models, "load_renderer", interrupted)
+    with pytest.raises(Fault, match=f"{path.name} changed while tiny was loaded") as caught:
+        known(tmp_path, monkeypatch)
+    assert caught.value.cause is Cause.WEIGHTS_MISSING

@@ -197,7 +197,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def hints_near(file: Path, part: Part) -> dict[str, Any]:
-    """What the config.json of the part's own folder says, or the section of one for a whole `models` folder."""
+    return config_near(file, part)[1]
+
+
+def config_near(file: Path, part: Part) -> tuple[Path | None, dict[str, Any]]:
+    """The config.json of the part's own folder, or one for a whole `models` folder, and what it says of the part."""
     for folder in file.parents[:2]:
         path = folder / "config.json"
         if not path.is_file():
@@ -205,11 +209,11 @@ def hints_near(file: Path, part: Part) -> dict[str, Any]:
         document = read_json(path)
         section = document.get(CONFIG_KEYS[part])
         if isinstance(section, dict):
-            return section
+            return path, section
         # Anyone's models lie side by side in a ComfyUI folder `vae`: only files of diffusers' own name go with it.
         if folder == file.parent and folder.name in DIFFUSERS and file.name.startswith(OWN_NAMES):
-            return diffusers_hints(document, part)
-    return {}
+            return path, diffusers_hints(document, part)
+    return None, {}
 
 
 def diffusers_hints(document: dict[str, Any], part: Part) -> dict[str, Any]:
@@ -223,6 +227,14 @@ def tokenizer_near(files: tuple[Path, ...], part: Part) -> Path | None:
     """The folder of a tokenizer: beside the folder that the weights lie in, or one further up."""
     folders = (base / name for base in files[0].parents[:3] for name in TOKENIZERS[part])
     return next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), None)
+
+
+def small_files(stored: TensorSet) -> list[Path]:
+    """What is read beside the weights and changes the picture as they do: its config.json and its tokenizer."""
+    config, _ = config_near(stored.files[0], stored.part)
+    tokenizer = tokenizer_near(stored.files, stored.part) if stored.part in TOKENIZERS else None
+    files = sorted(path for path in tokenizer.iterdir() if path.is_file()) if tokenizer else []
+    return [config, *files] if config else files
 
 
 def highest_token(folder: Path) -> int:
