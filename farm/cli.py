@@ -218,9 +218,12 @@ def _whole(place: str) -> str:
 
 def _begin() -> Settings:
     from farm import config
+    from farm.commands import starting
 
     _log()
-    return config.load()
+    settings = config.load()
+    starting.make_home(settings)
+    return settings
 
 
 def _log() -> None:

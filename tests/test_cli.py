@@ -74,7 +74,8 @@ def test_light_commands_load_nothing_heavy(command: list[str], tmp_path: Path) -
         (["show", "twelve"], "job:12"),
         (["bench", "quueue"], "'queue'"),
         (["verify"], "--published"),
-        (["verify", "--published", "a.png"], "--published"),
+        (["verify", "--published", "a.png"], "not files and --published at once"),
+        (["verify", "--audit", "a.png"], "not files and --audit at once"),
         (["models", "check", "nothing"], "no file or folder"),
     ],
 )
@@ -112,6 +113,16 @@ def test_the_first_key_is_made_once_and_is_ours_alone(tmp_path: Path) -> None:
     assert starting.prepare(settings).read_text() == key
     path.write_text("farm_old\n")
     assert starting.prepare(settings).read_text() != "farm_old\n"
+
+
+def test_whichever_process_is_first_makes_a_home_that_is_ours_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("FARM_HOME", str(home))
+    monkeypatch.setattr("actors.cluster.serve", lambda settings: (settings.home / "ray").mkdir(parents=True) or 0)
+    assert run(capsys, "ray")[0] == 0
+    assert home.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> None:

@@ -29,6 +29,11 @@ READY_S = 300.0
 STOP_S = 30.0
 
 
+def make_home(settings: Settings) -> None:
+    """Prompts and pictures are nobody else's. A home that is there stays as its owner left it."""
+    settings.home.mkdir(0o700, parents=True, exist_ok=True)
+
+
 def prepare(settings: Settings) -> Path:
     """Migrate the database and see that the first key works; returns where that key is."""
     from farm.access import Access
@@ -39,7 +44,7 @@ def prepare(settings: Settings) -> Path:
             f"{settings.host}:{settings.port} is taken", fix="is a farm running already? else choose another FARM_PORT"
         )
     open_store(settings)  # what cannot be opened at all is told here, not in the log of each child
-    settings.home.mkdir(0o700, parents=True, exist_ok=True)  # prompts and pictures are nobody else's
+    make_home(settings)
     engine = connect(settings.database_url)
     migrate(engine)
     path = _first_key(settings, Access(engine))
@@ -141,7 +146,7 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
     from farm.supervisor import dies_with
 
     path = _log(settings)
-    settings.home.mkdir(0o700, parents=True, exist_ok=True)
+    make_home(settings)
     path.parent.mkdir(exist_ok=True)
     say(f"farm: starting one at {settings.api_url}; its log is {path}")
     with path.open("ab") as file:
