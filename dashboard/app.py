@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -33,14 +34,20 @@ def mount(app: FastAPI, *, access: Access, insights: Insights, queue: JobQueue, 
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.include_router(pages.router, include_in_schema=False)
     app.include_router(live.router, include_in_schema=False)
-    app.add_exception_handler(SignInFirst, _to_sign_in)
+    _send_to_sign_in(app)
     _show_errors_as_pages(app)
 
 
-async def _to_sign_in(request: Request, _: Exception) -> Response:
-    if "text/html" not in request.headers.get("accept", ""):
-        return Response(status_code=401)
-    return RedirectResponse(f"/signin?after={quote(request.url.path)}", 303)
+def _send_to_sign_in(app: FastAPI) -> None:
+    """A browser that asked for a page; everyone else gets the problem document."""
+    document = app.exception_handlers[FarmError]
+
+    async def answer(request: Request, error: Any) -> Response:
+        if "text/html" not in request.headers.get("accept", ""):
+            return await cast(Awaitable[Response], document(request, error))
+        return RedirectResponse(f"/signin?after={quote(request.url.path)}", 303)
+
+    app.add_exception_handler(SignInFirst, answer)
 
 
 def _show_errors_as_pages(app: FastAPI) -> None:

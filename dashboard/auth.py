@@ -18,7 +18,9 @@ def person(request: Request, access: Access) -> KeyView:
     key = request.cookies.get(COOKIE)
     found = access.find_key(key) if key else None
     if found is None:
-        raise SignInFirst("sign in first")
+        raise SignInFirst(
+            "sign in first", fix="/signin in a browser; programs ask /api, with Authorization: Bearer KEY"
+        )
     return found
 
 

@@ -48,7 +48,6 @@ class BatchView:
     record: Mapping[str, Any]
     parts: list[Part]
     summary: str
-    word: str  # where it stands: running, settled, paused, cancelled
 
     def __getattr__(self, name: str) -> Any:
         return self.record[name]
@@ -69,10 +68,7 @@ def parts(counts: Mapping[str, int]) -> list[Part]:
 def batch_view(record: Mapping[str, Any]) -> BatchView:
     made = parts(record["counts"])
     summary = ", ".join(f"{part.count} {part.state}" for part in made) or "no jobs"
-    word = record["state"]
-    if word == "open":
-        word = "settled" if record["settled"] else "running"
-    return BatchView(record, made, summary, word)
+    return BatchView(record, made, summary)
 
 
 def page_on(records: list[dict[str, Any]], limit: int) -> tuple[list[dict[str, Any]], int | None]:

@@ -250,7 +250,10 @@ def _counts(connection: Connection, batches: Collection[int]) -> dict[int, dict[
 
 
 def _with_counts(batch: Record, counts: dict[str, int]) -> Record:
-    return batch | {"counts": counts, "settled": not any(counts.get(state) for state in UNSETTLED)}
+    """A batch that is open, and of which nothing is to come any more, is shown as settled."""
+    settled = not any(counts.get(state) for state in UNSETTLED)
+    state = "settled" if settled and batch["state"] == "open" else batch["state"]
+    return batch | {"state": state, "counts": counts, "settled": settled}
 
 
 def waits(batch_id: int) -> Select[Any]:

@@ -51,12 +51,12 @@ class World:
     def submit(self, *lines: dict[str, Any], who: str = "ours/submitter", **params: Any) -> Any:
         return self.post("/api/batches", who, content=jsonl(*lines), params=params)
 
-    def finish(self, outcome: Outcome, data: bytes = b"signed") -> int:
+    def finish(self, outcome: Outcome, data: bytes = b"signed", **told: Any) -> int:
         """Carry the next job to its end as the dispatcher would; returns its id."""
         queue = self.farm.queue
         lane = queue.lanes()[0]
         (lease,) = queue.claim(lane.id, "test", 1, 30.0)
-        verdict = Verdict(Stage.FRAME, "f" * 64, outcome, "p" * 64, "e" * 64, margin=0.25, reason="why")
+        verdict = Verdict(Stage.FRAME, "f" * 64, outcome, "p" * 64, "e" * 64, margin=0.25, reason="why", **told)
         (verdict_id,) = queue.record([(lease, verdict)], gang="g", weights="w")
         if outcome is Outcome.BLOCK:
             return lease.job_id

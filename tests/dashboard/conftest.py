@@ -9,9 +9,9 @@ from fastapi.testclient import TestClient
 
 from dashboard.app import mount
 from farm.api import create_app
-from tests.api.conftest import World, world
+from tests.api.conftest import World, examiner, world
 
-__all__ = ["pages", "world"]
+__all__ = ["examiner", "pages", "world"]
 
 
 @pytest.fixture

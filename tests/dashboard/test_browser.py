@@ -19,6 +19,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from dashboard.app import mount
 from farm import events
 from farm.api import create_app
+from farm.errors import Fault
+from farm.job import Cause
 from farm.ports import Outcome
 from tests.api.conftest import World, world
 
@@ -85,6 +87,10 @@ def fill(world: World) -> tuple[int, int]:
         world.finish(Outcome.ALLOW, picture(number))
     held = world.finish(Outcome.REVIEW, picture(20))
     world.finish(Outcome.BLOCK)
+    for _ in range(3):
+        queue, lane = world.farm.queue, world.farm.queue.lanes()[0]
+        (lease,) = queue.claim(lane.id, "worker", 1, 60.0)
+        queue.fault(lease, Fault(Cause.BAD_INPUT, "the picture to edit has a broken manifest"))
     return batch, held
 
 
@@ -129,6 +135,8 @@ def test_every_page_is_drawn_without_complaint(
         page.screenshot(path=SHOTS / f"{name}-{device}-{scheme}.png", full_page=True)
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= width, f"{name} is {wide} wide on a {device}"
+        cut = page.evaluate("[...document.querySelectorAll('.table')].some((one) => one.scrollWidth > one.clientWidth)")
+        assert not cut, f"{name} hides part of a table on a {device}"
     page.close()
     assert [text for text in complaints if "404" not in text] == []
 

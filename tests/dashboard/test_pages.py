@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +34,13 @@ def test_a_stranger_is_sent_to_the_sign_in_page_and_back(pages: World) -> None:
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
     assert pages.client.get("/batches").status_code == 200
+
+
+def test_a_program_without_a_key_is_told_where_to_go(pages: World) -> None:
+    answer = pages.client.get("/", headers={"accept": "*/*"})
+    assert answer.status_code == 401
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "/api, with Authorization: Bearer KEY" in answer.json()["fix"]
 
 
 def test_a_wrong_key_says_so_and_sets_no_cookie(pages: World) -> None:
@@ -74,8 +83,10 @@ def test_gallery_batch_and_job_show_what_was_made(pages: World) -> None:
 
 def test_empty_pages_say_what_to_do(pages: World) -> None:
     visit(pages, "ours/submitter")
-    assert "farm submit" in pages.client.get("/").text
-    assert "farm submit" in pages.client.get("/batches").text
+    for path in ("/", "/batches"):
+        text = pages.client.get(path).text
+        assert "farm submit" in text
+        assert "prompt&#34;" in text or '"prompt"' in text
 
 
 @pytest.mark.parametrize("outcome", [Outcome.REVIEW, Outcome.BLOCK])
@@ -87,6 +98,26 @@ def test_what_is_not_published_is_not_shown_to_its_submitter(pages: World, outco
     assert f"/images/{job}" not in pages.client.get(f"/jobs/{job}").text
     visit(pages, "ours/reviewer")
     assert pages.client.get(f"/images/{job}").status_code == (200 if outcome is Outcome.REVIEW else 404)
+
+
+def test_a_harmless_picture_is_not_shown_as_one_in_which_something_was_found(pages: World) -> None:
+    pages.submit(LINE, LINE | {"seed": 2})
+    told: dict[str, Any] = {"concept": "red-triangle", "probability": 0.004, "view": "tile 1"}
+    allowed, held = (pages.finish(outcome, **told) for outcome in (Outcome.ALLOW, Outcome.REVIEW))
+    visit(pages, "ours/operator")
+    assert "<dd>allow; nearest concept red-triangle, 0.00</dd>" in pages.client.get(f"/jobs/{allowed}").text
+    assert "<dd>review (frame): red-triangle, probability 0.00, tile 1</dd>" in pages.client.get(f"/jobs/{held}").text
+    visit(pages, "ours/submitter")
+    assert "<dd>allow</dd>" in pages.client.get(f"/jobs/{allowed}").text
+
+
+def test_a_batch_of_which_nothing_is_to_come_is_settled_on_pages_and_in_the_api(pages: World) -> None:
+    batch = pages.submit(LINE).json()["id"]
+    visit(pages, "ours/submitter")
+    assert '<td class="state-cell">open</td>' in pages.client.get("/batches").text
+    pages.finish(Outcome.ALLOW)
+    assert '<td class="state-cell">settled</td>' in pages.client.get("/batches").text
+    assert pages.get(f"/api/batches/{batch}").json()["state"] == "settled"
 
 
 def test_another_projects_pages_do_not_exist(pages: World) -> None:
