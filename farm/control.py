@@ -42,7 +42,7 @@ class Control:
         return True
 
     def cancel_batch(self, batch_id: int, by: str, reason: str = "") -> int:
-        """Returns how many jobs this ended; what was published or held stays."""
+        """Returns how many jobs this ended; what was published or held stays. A batch that has ended stays as it is."""
         self._stop_batch(batch_id, by, reason)
         return self._cancel_rest(batch_id, reason or f"the batch was cancelled by {by}")
 
@@ -60,6 +60,7 @@ class Control:
         now, batch = self.clock(), _batch(connection, batch_id)
         if batch.state == "cancelled":
             return
+        _check_goes_on(connection, batch_id)
         words = reason or f"the batch was cancelled by {by}"
         # Without its hash the same content may be submitted again.
         values = {"state": "cancelled", "reason": words, "content_sha256": None, "updated_at": now}
@@ -152,6 +153,7 @@ class Control:
     def set_priority(self, connection: Connection, batch_id: int, priority: int, by: str) -> None:
         """The batch's part of the priority; each line's own is added to it."""
         now, batch = self.clock(), _batch(connection, batch_id)
+        _check_goes_on(connection, batch_id)
         connection.execute(update(BATCH).where(BATCH.c.id == batch_id).values(priority=priority, updated_at=now))
         _batch_deed(connection, batch, "batch_priority", "priority", by, f"from {batch.priority} to {priority}", now)
 
@@ -199,6 +201,12 @@ def _batch(connection: Connection, batch_id: int) -> Row[Any]:
     if row is None or row.state in ("staging", "discarded"):
         raise NotFound(f"no batch {batch_id}")
     return row
+
+
+def _check_goes_on(connection: Connection, batch_id: int) -> None:
+    left = select(JOB.c.id).where(JOB.c.batch_id == batch_id, JOB.c.state.in_(STOPPABLE)).limit(1)
+    if connection.execute(left).first() is None:
+        raise Conflict(f"batch {batch_id} has ended", fix=f"`farm show {batch_id}` says how")
 
 
 def _batch_deed(

@@ -21,7 +21,7 @@ class State(StrEnum):
 
 
 S = State
-# A job goes back to waiting when the one it edits is withdrawn.
+# A job goes back to waiting when the one it edits is withdrawn, or tried again after this one was cancelled with it.
 TRANSITIONS: dict[State, frozenset[State]] = {
     S.WAITING: frozenset({S.QUEUED, S.CANCELLED}),
     S.QUEUED: frozenset({S.WAITING, S.LEASED, S.CANCELLED}),
@@ -32,14 +32,21 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     S.BLOCKED: frozenset({S.HELD}),
     S.FAILED: frozenset({S.QUEUED}),
     S.PUBLISHED: frozenset({S.HELD, S.UNLISTED}),
-    S.CANCELLED: frozenset(),
+    S.CANCELLED: frozenset({S.WAITING}),
     S.UNLISTED: frozenset(),
 }
 UNSETTLED = frozenset({S.WAITING, S.QUEUED, S.LEASED, S.APPROVED})
 SETTLED = frozenset(State) - UNSETTLED
-# What becomes of the child of a job in this state: it goes on, waits, or is cancelled naming its parent.
+# What becomes of the child of a job in this state: it goes on, waits, or is cancelled, saying this of its parent.
 RELEASES_CHILD = frozenset({S.PUBLISHED})
-CANCELS_CHILD = frozenset({S.REJECTED, S.BLOCKED, S.FAILED, S.CANCELLED, S.UNLISTED})
+CANCELS_CHILD = {
+    S.REJECTED: "was rejected",
+    S.BLOCKED: "was blocked",
+    S.FAILED: "has failed",
+    S.CANCELLED: "was cancelled",
+    S.UNLISTED: "was unlisted",
+}
+REVIVES_CHILD = frozenset({(S.FAILED, S.QUEUED), (S.CANCELLED, S.WAITING)})  # this move of a job undoes that
 
 
 def may_move(old: State, new: State) -> bool:
@@ -66,6 +73,7 @@ class Cause(StrEnum):
     LEASE_LOST = "lease_lost"
     OVERLOADED = "overloaded"
     RAY_GONE = "ray_gone"
+    NO_ROOM = "no_room"  # for a gang of its model
     GATE_DOWN = "gate_down"
     SIGNER_DOWN = "signer_down"
     SIGNER_FAILED = "signer_failed"  # it took the work, and died or failed over it
@@ -92,6 +100,7 @@ CAUSES: dict[Cause, Payer] = {
     Cause.LEASE_LOST: Payer.ENVIRONMENT,
     Cause.OVERLOADED: Payer.ENVIRONMENT,
     Cause.RAY_GONE: Payer.ENVIRONMENT,
+    Cause.NO_ROOM: Payer.ENVIRONMENT,
     Cause.GATE_DOWN: Payer.ENVIRONMENT,
     Cause.SIGNER_DOWN: Payer.ENVIRONMENT,
     Cause.SIGNER_FAILED: Payer.ENVIRONMENT,
@@ -102,6 +111,7 @@ CAUSES: dict[Cause, Payer] = {
     Cause.WEIGHTS_MISSING: Payer.ENVIRONMENT,
     Cause.LICENCE_NOT_ACCEPTED: Payer.ENVIRONMENT,
 }
+OF_MODEL = frozenset({Cause.WEIGHTS_MISSING, Cause.NO_ROOM})  # these hold up the jobs of one model alone
 FINAL = frozenset({Cause.BAD_INPUT, Cause.POISON})  # the same file and words would fare no better another time
 MAX_OWN_FAULTS = 3
 MAX_GANGS = 3

@@ -34,8 +34,8 @@ from sqlalchemy.types import TypeEngine
 from farm import events
 from farm.db import as_json
 from farm.errors import Conflict
-from farm.job import CANCELS_CHILD, RELEASES_CHILD, State, may_move
-from farm.tables import JOB, LANE
+from farm.job import CANCELS_CHILD, RELEASES_CHILD, REVIVES_CHILD, State, may_move
+from farm.tables import BATCH, JOB, LANE
 
 UNFINISHED = (State.WAITING, State.QUEUED, State.LEASED)
 CHUNK = 1000  # the most rows one statement names
@@ -127,7 +127,8 @@ def apply(connection: Connection, moves: Sequence[Move], now: float) -> None:
     while moves:
         _write(connection, moves, now)
         reopen(connection, {move.job.lane_id for move in moves if move.state is State.QUEUED})
-        moves = _children(connection, moves)
+        _tell_children(connection, moves)
+        moves = [*_children(connection, moves), *_revived(connection, moves)]
 
 
 def _write(connection: Connection, moves: Sequence[Move], now: float) -> None:
@@ -173,7 +174,7 @@ def _children(connection: Connection, moves: Sequence[Move]) -> list[Move]:
     parents = {
         move.job.id: move.state
         for move in moves
-        if move.state in RELEASES_CHILD | CANCELS_CHILD or move.job.state == State.PUBLISHED
+        if move.state in RELEASES_CHILD or move.state in CANCELS_CHILD or move.job.state == State.PUBLISHED
     }
     following: list[Move] = []
     for some in chunks(sorted(parents)):
@@ -185,13 +186,40 @@ def _children(connection: Connection, moves: Sequence[Move]) -> list[Move]:
     return following
 
 
+def _revived(connection: Connection, moves: Sequence[Move]) -> list[Move]:
+    """What was cancelled only because of a job that is tried again waits for it again, unless its batch was cancelled
+    since."""
+    parents = {move.job.id: State(move.job.state) for move in moves if (move.job.state, move.state) in REVIVES_CHILD}
+    following: list[Move] = []
+    for some in chunks(sorted(parents)):
+        cancelled = (JOB.c.parent_job_id.in_(some), is_state(State.CANCELLED))
+        batches = select(BATCH.c.id).where(BATCH.c.id.in_(select(JOB.c.batch_id).where(*cancelled)))
+        batches = batches.where(BATCH.c.state != "cancelled").order_by(BATCH.c.id).with_for_update(read=True)
+        alive = JOB.c.batch_id.in_(connection.execute(batches).scalars().all())
+        children = select(*[*LOCKED, JOB.c.reason]).where(*cancelled, alive).order_by(JOB.c.id).with_for_update()
+        for child in connection.execute(children):
+            if child.reason == child_of(child.parent_job_id, parents[child.parent_job_id])[1]:
+                following.append(Move(child, *child_of(child.parent_job_id, State.WAITING)))
+    return following
+
+
+def _tell_children(connection: Connection, moves: Sequence[Move]) -> None:
+    """What waits for a job says whether a person is asked first."""
+    decided = {move.job.id: move.state for move in moves if move.state in (State.HELD, State.APPROVED)}
+    for parent_id, state in sorted(decided.items()):
+        waiting = update(JOB).where(JOB.c.parent_job_id == parent_id, is_state(State.WAITING))
+        connection.execute(waiting.values(reason=child_of(parent_id, state)[1]))
+
+
 def child_of(parent_id: int, parent: State) -> tuple[State, str]:
     """What a child becomes when its parent is in this state, and why."""
     if parent in RELEASES_CHILD:
         return State.QUEUED, ""
     if parent in CANCELS_CHILD:
-        return State.CANCELLED, f"the job it edits, {parent_id}, was {parent}"
-    return State.WAITING, f"waits for the job it edits, {parent_id}"
+        return State.CANCELLED, f"job {parent_id}, which it edits, {CANCELS_CHILD[parent]}"
+    if parent is State.HELD:
+        return State.WAITING, f"waits for job {parent_id}, which is held for a person"
+    return State.WAITING, f"waits for job {parent_id}, which it edits"
 
 
 def reopen(connection: Connection, lanes: Iterable[int]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -120,7 +121,8 @@ class Walk:
 
     def cancel_batch(self, number: int) -> None:
         if len(self.batches) > 1:
-            self.desk.queue.cancel_batch(self.batches.pop(number % len(self.batches)), "ann")
+            with suppress(Conflict):  # it has ended
+                self.desk.queue.cancel_batch(self.batches.pop(number % len(self.batches)), "ann")
 
     def pause_and_resume(self, number: int) -> None:
         batch = self.batches[number % len(self.batches)]

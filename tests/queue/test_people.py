@@ -116,14 +116,53 @@ def test_a_retry_takes_only_what_failed(desk: Desk) -> None:
         desk.queue.retry(batch_id=batch, states=["blocked"], by="ann")
 
 
+def test_a_retry_brings_back_what_was_cancelled_only_because_of_the_job(desk: Desk) -> None:
+    batch = chain(desk, 4)
+    (parent,) = desk.claim()
+    elsewhere = desk.submit(NewJob(line=1, spec=SPEC, parent_job_id=parent.job_id))
+    unwanted = desk.submit(NewJob(line=1, spec=SPEC, parent_job_id=parent.job_id), count=1)
+    not_this = desk.submit(NewJob(line=1, spec=SPEC, parent_job_id=parent.job_id))
+    desk.queue.cancel_job(desk.rows("SELECT id FROM job WHERE batch_id = :id", id=not_this)[0]["id"], "ann")
+    fail(desk, parent)
+    desk.queue.cancel_batch(unwanted, "ann")
+    assert desk.states(batch) == {"failed": 1, "cancelled": 3}
+    assert desk.queue.retry(batch_id=batch, by="ann") == 1
+    assert desk.states(batch) == {"queued": 1, "waiting": 3}
+    assert desk.states(elsewhere) == {"waiting": 1}
+    assert desk.states(unwanted) == {"cancelled": 2}
+    assert desk.states(not_this) == {"cancelled": 1}
+    waits = desk.rows("SELECT reason FROM job WHERE batch_id = :id AND state = 'waiting' ORDER BY id", id=elsewhere)
+    assert waits[0]["reason"] == f"waits for job {parent.job_id}, which it edits"
+    while leases := desk.claim():
+        for lease in leases:
+            desk.end(lease, State.PUBLISHED)
+    assert desk.states(batch) == {"published": 4}
+    assert desk.states(elsewhere) == {"published": 1}
+
+
+def test_a_batch_that_has_ended_is_neither_cancelled_nor_reordered(desk: Desk) -> None:
+    batch = desk.submit(count=2)
+    one, two = desk.claim()
+    desk.end(one, State.PUBLISHED)
+    desk.end(two, State.HELD)
+    with pytest.raises(Conflict, match=f"batch {batch} has ended"):
+        desk.queue.cancel_batch(batch, "ann")
+    with pytest.raises(Conflict, match=f"batch {batch} has ended"):
+        desk.queue.set_priority(batch, 5, "ann")
+    found = desk.insights.batch("ours", batch)
+    assert found is not None
+    assert (found["state"], found["reason"], found["priority"]) == ("settled", "", 0)
+    assert not [deed for deed in deeds(desk) if deed[1] in ("cancel", "priority")]
+
+
 def test_a_job_of_a_cancelled_batch_is_not_tried_again(desk: Desk) -> None:
-    batch = desk.submit(count=1)
-    (lease,) = desk.claim()
+    batch = desk.submit(count=2)
+    (lease,) = desk.claim(limit=1)
     fail(desk, lease)
     desk.queue.cancel_batch(batch, "ann")
     with pytest.raises(Conflict, match="cancelled"):
         desk.queue.retry(batch_id=batch, by="ann")
-    assert desk.states(batch) == {"failed": 1}
+    assert desk.states(batch) == {"failed": 1, "cancelled": 1}
 
 
 def test_a_paused_batch_gives_no_job_even_to_who_saw_its_lane(desk: Desk) -> None:
@@ -194,15 +233,19 @@ def test_the_child_of_a_held_parent_waits_for_the_decision(desk: Desk) -> None:
     assert desk.states(batch) == {"held": 1, "waiting": 1}
     found = desk.insights.batch("ours", batch)
     assert found is not None
-    assert found["waits"] == [{"state": "waiting", "reason": f"waits for the job it edits, {lease.job_id}", "jobs": 1}]
+    assert found["waits"] == [
+        {"state": "waiting", "reason": f"waits for job {lease.job_id}, which is held for a person", "jobs": 1}
+    ]
     artifact = desk.job(lease.job_id)["artifact_id"]
     decision = desk.queue.decide(lease.job_id, artifact, "approve", "ann", "")
     assert desk.claim() == []
+    reasons = [row["reason"] for row in desk.rows("SELECT reason FROM job WHERE state = 'waiting'")]
+    assert reasons == [f"waits for job {lease.job_id}, which it edits"]
     desk.queue.publish_approved(lease.job_id, decision, finished(lease, 1, key="approved"))
     assert desk.claim()[0].reference_key == "approved"
 
 
-@pytest.mark.parametrize("state", sorted(CANCELS_CHILD - {State.UNLISTED}))
+@pytest.mark.parametrize("state", sorted(CANCELS_CHILD.keys() - {State.UNLISTED}))
 def test_the_children_of_a_job_that_will_not_be_are_cancelled_and_name_it(desk: Desk, state: State) -> None:
     batch = chain(desk, 40)
     (lease,) = desk.claim()
@@ -215,9 +258,9 @@ def test_the_children_of_a_job_that_will_not_be_are_cancelled_and_name_it(desk: 
         desk.end(lease, state)
     assert desk.states(batch) == ({"cancelled": 40} if state is State.CANCELLED else {state: 1, "cancelled": 39})
     child = desk.rows("SELECT id, reason FROM job WHERE parent_job_id = :id", id=lease.job_id)[0]
-    assert child["reason"] == f"the job it edits, {lease.job_id}, was {state}"
+    assert child["reason"] == f"job {lease.job_id}, which it edits, {CANCELS_CHILD[state]}"
     grandchild = desk.rows("SELECT reason FROM job WHERE parent_job_id = :id", id=child["id"])[0]
-    assert grandchild["reason"] == f"the job it edits, {child['id']}, was cancelled"
+    assert grandchild["reason"] == f"job {child['id']}, which it edits, was cancelled"
 
 
 def test_a_job_of_an_earlier_batch_can_be_edited_in_whatever_state_it_is(desk: Desk) -> None:
@@ -250,7 +293,7 @@ def test_the_child_of_a_withdrawn_parent_waits_again_and_is_drawn_only_after_its
         assert not desk.publish(lease)
     found = desk.insights.batch("ours", batch)
     assert found is not None
-    assert found["waits"][0]["reason"] == f"waits for the job it edits, {parent.job_id}"
+    assert found["waits"][0]["reason"] == f"waits for job {parent.job_id}, which is held for a person"
     decision = desk.queue.decide(parent.job_id, artifact, "approve", "ann", "")
     desk.queue.publish_approved(parent.job_id, decision, finished(parent, 1, key="approved"))
     (child,) = desk.claim()

@@ -145,7 +145,7 @@ def test_lines_refer_to_lines_before_and_after_them_across_chunks(desk: Desk) ->
 
 @pytest.mark.parametrize("chunk", [1, 1000])
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-@pytest.mark.parametrize("state", sorted(CANCELS_CHILD & {State.BLOCKED, State.FAILED, State.CANCELLED}))
+@pytest.mark.parametrize("state", sorted(CANCELS_CHILD.keys() & {State.BLOCKED, State.FAILED, State.CANCELLED}))
 def test_edits_of_an_edit_of_a_job_that_ends_badly_end_with_it(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, state: State, when: str, chunk: int
 ) -> None:
@@ -171,9 +171,9 @@ def test_edits_of_an_edit_of_a_job_that_ends_badly_end_with_it(
     desk.queue.accept(batch, None)
     assert desk.states(batch) == {"cancelled": 3, "queued": 1}
     found = {row["line"]: row for row in desk.rows("SELECT * FROM job WHERE batch_id = :b", b=batch)}
-    assert found[2]["reason"] == f"the job it edits, {lease.job_id}, was {state}"
-    assert found[3]["reason"] == f"the job it edits, {found[2]['id']}, was cancelled"
-    assert found[1]["reason"] == f"the job it edits, {found[3]['id']}, was cancelled"
+    assert found[2]["reason"] == f"job {lease.job_id}, which it edits, {CANCELS_CHILD[state]}"
+    assert found[3]["reason"] == f"job {found[2]['id']}, which it edits, was cancelled"
+    assert found[1]["reason"] == f"job {found[3]['id']}, which it edits, was cancelled"
 
 
 def test_a_line_that_edits_no_line_refuses_the_batch(desk: Desk) -> None:
