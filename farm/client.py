@@ -24,8 +24,10 @@ WHERE = "set FARM_URL, or FARM_HOST and FARM_PORT, to where a farm listens"
 
 
 class FarmClient:
-    def __init__(self, url: str, key: str = "", transport: httpx.BaseTransport | None = None) -> None:
-        self.url = url
+    def __init__(
+        self, url: str, key: str = "", transport: httpx.BaseTransport | None = None, key_from: str = ""
+    ) -> None:
+        self.url, self.key_from = url, key_from
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             self.http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, transport=transport)
@@ -47,8 +49,15 @@ class FarmClient:
             reason = "does not answer" if isinstance(error, httpx.TimeoutException) else "no farm answers"
             raise Unavailable(f"{reason} at {self.url}: {error}", fix="start one with `farm up`") from error
         if answer.is_error:
-            raise refused(answer)
+            raise self._refused(answer)
         return answer
+
+    def _refused(self, answer: httpx.Response) -> FarmError:
+        """Of a key that is not taken it is said where that key was found."""
+        error = refused(answer)
+        if isinstance(error, Unauthorized) and self.key_from:
+            return Unauthorized(error.detail, field=self.key_from, fix="`farm access add` makes another", **error.more)
+        return error
 
     def get(self, path: str, **params: Any) -> Any:
         return _document(self.request("GET", path, params=_given(params)))

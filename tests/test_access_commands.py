@@ -30,10 +30,14 @@ def test_a_key_lives_from_add_to_revoke(home: Access, capsys: pytest.CaptureFixt
     assert key not in said
     assert [row["name"] for row in json.loads(said)] == ["ann"]
     assert _run(["access", "revoke", found.id]) == 1  # of another project: not found
+    assert _run(["access", "revoke", "ann", "--project", "films"]) == 1
+    assert "give the id that `farm access ls` shows" in capsys.readouterr().err
     assert _run(["access", "revoke", found.id, "--project", "films"]) == 0
     assert home.find_key(key) is None
     assert _run(["access", "ls", "--project", "films"]) == 0
-    assert "yes" in capsys.readouterr().out
+    heads, line = capsys.readouterr().out.splitlines()
+    assert heads.split() == ["id", "name", "role", "created", "revoked"]
+    assert line.count(" UTC") == 2
     home.engine.dispose()
 
 

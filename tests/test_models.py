@@ -244,6 +244,7 @@ def test_a_checked_folder_is_told_in_words_that_a_person_reads(capsys: pytest.Ca
     assert _run(["models", "check", str(tiny)]) == 0
     said = capsys.readouterr().out
     assert "FLUX.1 of 2 + 4 blocks" in said
+    assert "memory needed per GPU, on 1, 2, 4, 8 GPUs: " in said
     assert "would load: yes; all parts there: yes" in said
     assert "{" not in said
     assert _run(["models", "check", str(tiny / "vae")]) == 1
@@ -297,3 +298,17 @@ def test_a_file_that_changes_while_it_is_loaded_is_a_fault(
     with pytest.raises(Fault, match=f"{path.name} changed while tiny was loaded") as caught:
         known(tmp_path, monkeypatch)
     assert caught.value.cause is Cause.WEIGHTS_MISSING
+
+
+def test_a_folder_without_weights_is_told_what_was_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from farm.cli import _run
+
+    (tmp_path / "notes.txt").write_text("no weights")
+    assert _run(["models", "check", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    expected = f"no weights found in {tmp_path}; expected diffusion_models/, text_encoders/, vae/"
+    assert said.splitlines()[0] == expected
+    assert "memory" not in said
+    assert "0.0 MB" not in said

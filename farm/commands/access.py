@@ -40,8 +40,7 @@ def ls(project: Project = "", json_: Json = False) -> None:
     if json_:
         as_json(rows)
     elif rows:
-        shown = [row | {"revoked": "yes" if row["revoked_at"] else ""} for row in rows]
-        table(shown, [name for name in columns_of(shown) if not name.endswith("_at")])
+        table(rows, columns_of(rows))
     else:
         say(f"farm: project {project} has no keys")
 
@@ -49,8 +48,13 @@ def ls(project: Project = "", json_: Json = False) -> None:
 @access.command("revoke")
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID")], project: Project = "") -> None:
     """End a key: it and every visit that rests on it stop working at once."""
+    from farm.errors import NotFound
+
     there, project = _open(project)
-    there.revoke_key(project, key_id, by="farm access")
+    try:
+        there.revoke_key(project, key_id, by="farm access")
+    except NotFound as error:
+        raise NotFound(error.detail, fix="give the id that `farm access ls` shows") from error
     say(f"farm: {key_id} is revoked")
 
 

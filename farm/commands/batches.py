@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.commands.output import as_json, columns_of, facts, moment, say, say_bad_lines, table
+from farm.commands.output import as_json, columns_of, facts, say, say_bad_lines, table
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 BatchId = Annotated[int, typer.Argument(metavar="BATCH")]
@@ -15,6 +15,8 @@ Reason = Annotated[str, typer.Option("--reason", help="Kept with the batch.")]
 Limit = Annotated[
     int, typer.Option("--limit", min=1, max=500, help="At most so many: new batches, or old jobs, first.")
 ]
+
+MOST_COLUMNS = 6  # of a table within what `farm show` tells
 
 
 def submit(
@@ -71,8 +73,7 @@ def ls(
     elif jobs:
         table(rows, ["id", "state", "prompt", "model", "seed", "reason"])
     else:
-        rows = [row | {"created": moment(row["created_at"])} for row in rows]
-        table(rows, ["id", "name", "state", "jobs", "counts", "created"])
+        table(rows, ["id", "name", "state", "jobs", "counts", "created_at"])
 
 
 def show(
@@ -96,7 +97,18 @@ def show(
     for name, rows in found.items():
         if isinstance(rows, list) and rows:
             print(f"\n{name.removesuffix('_list').replace('_', ' ')}:")
-            table(rows, [name for name in columns_of(rows) if name not in ("project_id", "job_id", "batch_id")])
+            _list(rows, [name for name in columns_of(rows) if name not in ("project_id", "job_id", "batch_id")])
+
+
+def _list(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """Rows of which much is known stand one below the other."""
+    if len(columns) <= MOST_COLUMNS:
+        table(rows, columns)
+        return
+    for number, row in enumerate(rows):
+        if number:
+            print()
+        facts({name: row[name] for name in columns})
 
 
 def watch(batch: BatchId) -> None:

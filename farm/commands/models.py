@@ -31,6 +31,8 @@ def models_ls(json_: Json = False) -> None:
     from farm import config
 
     settings = config.load()
+    if settings.models and not Path(settings.models).is_dir():
+        say(f"farm: FARM_MODELS names no folder {settings.models}")
     accepted = _accepted(settings)
     rows = models_table(Path(settings.models) if settings.models else None)
     rows = [row | {"accepted": accepted.get((row["name"], row["licence"]))} for row in rows]
@@ -43,7 +45,7 @@ def models_ls(json_: Json = False) -> None:
         | {"accepted": _acceptance(row)}
         for row in rows
     ]
-    table(shown, ["name", "title", "state", "edits", "licence", "accepted", "missing"])
+    table(shown, ["name", "state", "edits", "licence", "accepted", "missing"])
 
 
 @models.command("accept")
@@ -117,10 +119,14 @@ def models_check(path: Annotated[Path, typer.Argument(metavar="PATH")], json_: J
 
 def _print_report(report: dict[str, Any]) -> None:
     """What it is, part by part, what is wrong with it, and the memory it needs."""
-    print(
-        f"{report['path']}: {report['model']}, {report['container']}, {report['precision']}, {_size(report['nbytes'])}"
-    )
-    table([_part(part) for part in report["parts"]], ["part", "precision", "size", "loads", "files"])
+    known = [report["model"], report["container"], report["precision"], _size(report["nbytes"])]
+    if report["parts"]:
+        print(f"{report['path']}: {', '.join(word for word in known if word)}")
+        table([_part(part) for part in report["parts"]], ["part", "precision", "size", "loads", "files"])
+    elif report["known"] or report["problems"]:
+        print(f"{report['path']}: nothing of it can be drawn with")
+    else:
+        print(f"no weights found in {report['path']}; expected diffusion_models/, text_encoders/, vae/")
     for part in report["parts"]:
         for kind, names in part["differences"].items():
             if names:
@@ -128,9 +134,14 @@ def _print_report(report: dict[str, Any]) -> None:
     for word in ("problems", "absent", "known"):
         for said in report[word]:
             print(f"{word.removesuffix('s')}: {said}")
-    gpus = ", ".join(f"{count}: {_size(needed)}" for count, needed in report["memory_per_gpu"].items())
-    print(f"memory of the first of so many GPUs: {gpus}; with blocks streamed: {_size(report['memory_streamed'])}")
-    print(f"would load: {'yes' if report['loads'] else 'no'}; all parts there: {'yes' if report['complete'] else 'no'}")
+    if any(part["loads"] for part in report["parts"]):
+        counts = ", ".join(map(str, report["memory_per_gpu"]))
+        sizes = ", ".join(map(_size, report["memory_per_gpu"].values()))
+        streamed = _size(report["memory_streamed"])
+        print(f"memory needed per GPU, on {counts} GPUs: {sizes}; with blocks streamed: {streamed}")
+    if report["parts"]:
+        loads, complete = ("yes" if report[word] else "no" for word in ("loads", "complete"))
+        print(f"would load: {loads}; all parts there: {complete}")
 
 
 def _part(part: dict[str, Any]) -> dict[str, str]:

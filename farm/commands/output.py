@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -18,7 +19,7 @@ HASH = re.compile(r"[0-9a-f]{64}")
 SHOWN_BAD = 20
 # A name or reason that somebody else chose must not steer the terminal, or turn its letters round.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-WIDE = 10_000  # without a terminal nothing is cut off
+WIDE = 10_000  # without a terminal and without COLUMNS nothing is cut off
 
 
 def as_json(value: Any) -> None:
@@ -44,7 +45,7 @@ def say_bad_lines(bad: Sequence[Mapping[str, Any]], count: int) -> None:
 
 
 def moment(seconds: float | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds)) if seconds else ""
 
 
 def lasting(seconds: float) -> str:
@@ -58,8 +59,8 @@ def lasting(seconds: float) -> str:
 def console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, width=None if terminal else WIDE, highlight=False, soft_wrap=not terminal)
+    known = (sys.stderr if stderr else sys.stdout).isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    return Console(stderr=stderr, width=None if known else WIDE, highlight=False, soft_wrap=not known)
 
 
 def progress(items: Iterable[T], total: int, words: str) -> Iterable[T]:
@@ -70,12 +71,14 @@ def progress(items: Iterable[T], total: int, words: str) -> Iterable[T]:
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """As wide as the terminal, or COLUMNS: the widest columns are cut; --json has all."""
     from rich.table import Table
     from rich.text import Text
 
-    view = Table(*columns, box=None, pad_edge=False)
+    view = Table(*(name.removesuffix("_at") for name in columns), box=None, pad_edge=False)
     for row in rows:
-        view.add_row(*(Text(_cell(row.get(name)), overflow="ellipsis", no_wrap=True) for name in columns))
+        cells = (_cell(name, row.get(name)) for name in columns)
+        view.add_row(*(Text(cell, overflow="ellipsis", no_wrap=True) for cell in cells))
     console().print(view)
 
 
@@ -83,8 +86,8 @@ def facts(row: Mapping[str, Any]) -> None:
     """One thing, a line a fact."""
     width = max(len(name) for name in row)
     for name, value in row.items():
-        if value not in EMPTY:
-            print(f"{name:<{width}}  {moment(value) if name.endswith('_at') else _cell(value)}")
+        if said := _cell(name, value):
+            print(f"{name:<{width}}  {said}")
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -92,11 +95,13 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in rows[0] if any(row[name] not in EMPTY for row in rows)]
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
+    if (name.endswith("_at") or name == "not_before") and isinstance(value, float | int):
+        return moment(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{count} {name}" for name, count in value.items() if count)
     if isinstance(value, str) and HASH.fullmatch(value):
         return f"{value[:12]}..."
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.3f}".rstrip("0").rstrip(".")
     return clean(" ".join(str("" if value is None else value).split()))

@@ -34,7 +34,7 @@ def open_client(settings: Settings | None = None) -> FarmClient:
     key = settings.key or (path.read_text().strip() if path.exists() else "")
     if not key:
         raise Unauthorized("no API key", fix=f"set FARM_KEY, or run `farm up`, which writes one to {path}")
-    return FarmClient(settings.api_url, key)
+    return FarmClient(settings.api_url, key, key_from="FARM_KEY" if settings.key else str(path))
 
 
 def open_store(settings: Settings) -> FsspecStore:
@@ -53,7 +53,11 @@ def open_store(settings: Settings) -> FsspecStore:
 
 def follow(client: FarmClient, batch_id: int) -> dict[str, Any]:
     """Until every job has ended: a progress bar on a terminal, plain lines elsewhere."""
-    return _bar(client, batch_id) if sys.stderr.isatty() else _lines(client, batch_id)
+    try:
+        return _bar(client, batch_id) if sys.stderr.isatty() else _lines(client, batch_id)
+    except KeyboardInterrupt:
+        say(f"farm: batch {batch_id} goes on; `farm watch {batch_id}` follows it again")
+        raise
 
 
 def _bar(client: FarmClient, batch_id: int) -> dict[str, Any]:
@@ -106,5 +110,5 @@ def summary(batch: dict[str, Any]) -> str:
     """Counts per state in the order of a job's life, and what is waited for."""
     counts = [f"{batch['counts'][state]} {state}" for state in State if batch["counts"].get(state)]
     waits = [f"{wait['jobs']} wait: {wait['reason']}" for wait in batch.get("waits", [])[:1]]
-    paused = [f"{batch['state']}"] if batch["state"] != "open" else []
+    paused = [f"{batch['state']}"] if batch["state"] not in ("open", "settled") else []
     return "; ".join([", ".join(counts), *paused, *waits])

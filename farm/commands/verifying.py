@@ -33,8 +33,10 @@ def verify(
     from farm import config
     from farm.commands.auditing import verify_audit
 
-    if [bool(paths), published, audit].count(True) != 1:
-        raise BadInput("give files, or --published, or --audit", field="FILE|DIR|-", fix="farm verify demo-out")
+    given = [name for name, asked in (("files", paths), ("--published", published), ("--audit", audit)) if asked]
+    if len(given) != 1:
+        wrong = f"not {' and '.join(given)} at once" if given else "nothing to verify"
+        raise BadInput(wrong, field="FILE|DIR|-", fix="give files, or --published, or --audit")
     settings = config.load()
     if audit:
         if not verify_audit(settings, trust, json_):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from farm.commands import session
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Outcome
@@ -178,9 +180,42 @@ def test_errors_are_one_line(farm: Shell, monkeypatch: pytest.MonkeyPatch) -> No
     assert farm.err == "farm: no batch 999 in this project (`farm ls` lists them)\n"
     monkeypatch.setenv("FARM_KEY", "farm_wrong")
     assert farm("ls") == 1
-    assert "unknown or revoked" in farm.err
+    assert "FARM_KEY: this API key is unknown or revoked" in farm.err
     monkeypatch.setenv("FARM_URL", "http://127.0.0.1:9")
     assert farm("ls") == 1
     assert "no farm answers at http://127.0.0.1:9" in farm.err
     assert "farm up" in farm.err
     assert farm.err.count("\n") == 1
+
+
+def test_a_listing_is_as_wide_as_it_is_told(farm: Shell, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = "a red circle " * 6
+    batch = world.submit({"prompt": prompt}).json()["id"]
+    monkeypatch.setenv("COLUMNS", "50")
+    assert farm("ls", batch) == 0
+    assert "…" in farm.out
+    assert max(map(len, farm.out.splitlines())) <= 50
+    monkeypatch.delenv("COLUMNS")
+    assert farm("ls", batch) == 0
+    assert prompt.strip() in farm.out
+
+
+def test_a_job_is_shown_in_words_and_moments(farm: Shell, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_KEY", world.keys["ours/operator"])  # who may see how close it came
+    world.submit({})
+    assert farm("show", f"job:{world.finish(Outcome.REVIEW)}") == 0
+    assert farm.out.count(" UTC") >= 4
+    assert "e+09" not in farm.out
+    assert re.search(r"^margin +0\.25$", farm.out, re.MULTILINE)
+
+
+def test_who_stops_watching_is_told_that_the_batch_goes_on(
+    farm: Shell, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    batch = world.submit({}).json()["id"]
+    monkeypatch.setattr(session, "_poll", interrupted)
+    assert farm("watch", batch) == 130
+    assert f"batch {batch} goes on; `farm watch {batch}`" in farm.err
