@@ -65,6 +65,8 @@ class LimitedVerifier:
         with self._lock:
             try:
                 answer = self._ask(data, mime, title)
+                if answer["spent"]:
+                    self._stop()
                 return _from_json(answer["report"]), base64.b64decode(answer["ingredient"])
             except (OSError, ValueError) as error:
                 code = self._why(error)
@@ -137,9 +139,12 @@ def _from_json(values: Any) -> Report:
 
 def _allow(seconds: float) -> None:
     """So much more processor time, for the next file."""
+    resource.setrlimit(resource.RLIMIT_CPU, (min(math.ceil(_used() + seconds), LIFE_S), LIFE_S + 1))
+
+
+def _used() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    until = math.ceil(used.ru_utime + used.ru_stime + seconds)
-    resource.setrlimit(resource.RLIMIT_CPU, (min(until, LIFE_S), LIFE_S + 1))
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -152,11 +157,13 @@ def main() -> None:
         trust = json.loads(requests.readline())
         for head in requests:
             request = json.loads(head)
-            _allow(float(sys.argv[2]))
+            seconds = float(sys.argv[2])
+            _allow(seconds)
             data, mime, title = requests.read(request["length"]), request["mime"], request["title"]
             alone = title is None
             found, made = (verify_bytes(data, mime, trust), b"") if alone else as_parent(data, mime, title, trust)
             answer = {"report": asdict(found), "ingredient": base64.b64encode(made).decode()}
+            answer["spent"] = _used() + seconds > LIFE_S  # the next file would not get all that it may take
             wire.sendall(json.dumps(answer).encode() + b"\n")
 
 

@@ -14,7 +14,7 @@ So every ancestor that the active manifest leads to is looked at here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from provenance.codes import meaning
@@ -73,10 +73,6 @@ class Report:
                 return "partly made by AI"
             case _:
                 return "not made by AI"
-
-    def as_dict(self) -> dict[str, Any]:
-        explained = [{"code": code, "meaning": meaning(code)} for code in self.codes]
-        return asdict(self) | {"codes": explained, "declared": self.declared}
 
 
 def failed(verdict: str, code: str, mime: str | None = None) -> Report:

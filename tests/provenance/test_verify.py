@@ -27,7 +27,7 @@ from provenance import certificates, keys, labels, manifest, report
 from provenance.container import MAGIC, manifest_store, sniff
 from provenance.keys import Keys
 from provenance.limited import LimitedVerifier
-from provenance.report import WORDS, Report
+from provenance.report import WORDS
 from provenance.signing import Parent, Signing, as_parent
 from provenance.verify import context, verify_bytes, verify_files
 from tests.provenance.conftest import picture
@@ -335,6 +335,22 @@ def test_one_child_serves_many_and_is_replaced_when_it_dies(limited: LimitedVeri
     assert limited.verify(signed["webp"]).verdict == "Trusted", "the next file does not pay for it"
 
 
+def test_a_child_whose_life_is_nearly_spent_is_replaced_before_the_next_file(
+    ours: Keys, signed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, start = "from provenance import limited; limited.LIFE_S = 30; limited.main()", subprocess.Popen
+    born = []
+
+    def born_old(command: list[str], **options: Any) -> Any:
+        born.append(start([sys.executable, "-c", short, *command[3:]], **options))
+        return born[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", born_old)
+    with LimitedVerifier(ours.root, seconds=29.9) as verifier:
+        assert [verifier.verify(signed[kind]).verdict for kind in ("png", "jpeg")] == ["Trusted"] * 2
+    assert len(born) == 2
+
+
 def test_a_child_that_hangs_is_killed(ours: Keys, signed: dict[str, bytes]) -> None:
     with LimitedVerifier(ours.root, seconds=5) as verifier:
         assert verifier.verify(signed["png"]).verdict == "Trusted"
@@ -404,17 +420,6 @@ def test_files_are_reported_as_they_come(tmp_path: Path, ours: Keys, signed: dic
     assert [found[name].codes for name in names[5:]] == [("farm.type.unknown",), *[("farm.file",)] * 3]
     endless = verify_files(itertools.repeat(tmp_path / "good.png"), ours.root)
     assert [one.report.verdict for one in itertools.islice(endless, 3)] == ["Trusted"] * 3
-
-
-def test_a_report_reads_as_plain_words() -> None:
-    told = Report("Invalid", "x", ("assertion.dataHash.mismatch", "new.code"), source=manifest.COMPOSITE).as_dict()
-    assert told["codes"][0] == {
-        "code": "assertion.dataHash.mismatch",
-        "meaning": "the file was changed after it was signed",
-    }
-    assert told["codes"][1]["meaning"]
-    assert told["declared"] == "partly made by AI"
-    json.dumps(told)
 
 
 def test_every_known_format_is_told_by_its_first_bytes() -> None:
