@@ -272,10 +272,10 @@ class Pool:
         while (built := self._built(place)) is None:
             wanted = self._words(place.post)
             if not self._ever_fits(place.post):
-                raise Fault(Cause.RAY_GONE, f"these nodes are too small for {wanted}: see `farm pool plan`")
+                raise Fault(Cause.NO_ROOM, f"these nodes are too small for {wanted}: see `farm pool plan`")
             if not gang.remove_one_unused() and not self._evict(place):
                 others = ", ".join(gang.standing()) or "none"
-                raise Fault(Cause.RAY_GONE, f"no node has room for {wanted}; gangs in use: {others}")
+                raise Fault(Cause.NO_ROOM, f"no node has room for {wanted}; gangs in use: {others}")
         return built
 
     def _ever_fits(self, post: Post) -> bool:

@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 USAGE, INTERRUPTED = 2, 130
 PROBE_S = 5.0  # patience with a signer that is only asked whether it is there
+NO_KEY = "0" * 64  # of no file: a store that can say so is there
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -174,18 +175,20 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     migrate(engine)
     renderer = Pool(settings, catalogue())
     renderer.start()
+    store = open_store(settings)
     ports = Ports(
         queue=JobQueue(engine, licences=asked(catalogue())),
         renderer=renderer,
         gate=RemoteGate(settings, "safety.gate:load_gate", [_whole(settings.policy), _whole(settings.encoder)]),
         signer=SignerClient(settings.signer_socket),
         verifier=OwnVerifier(settings.home),
-        store=open_store(settings),
+        store=store,
         retry_s=settings.retry_s,
         max_pixels_in=settings.max_pixels_in,
         probes={
             Cause.SIGNER_DOWN: SignerClient(settings.signer_socket, timeout=PROBE_S).health,
             Cause.RAY_GONE: lambda: cluster.reach(settings),
+            Cause.STORE_DOWN: lambda: store.has(NO_KEY),
         },
     )
     dispatcher = Dispatcher(ports, group=settings.group, workers=settings.workers, lease_s=settings.lease_s)

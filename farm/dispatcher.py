@@ -15,11 +15,11 @@ from functools import partial
 
 from farm import audit, events, scheduler
 from farm.errors import Fault
-from farm.job import CAUSES, Cause, Payer
-from farm.outages import FARM, Outages
+from farm.job import CAUSES, OF_MODEL, Cause, Payer
+from farm.outages import FARM, SEEN_BY, Outages
 from farm.pipeline import Group, Ports
 from farm.ports import Lease
-from farm.suspects import Suspects
+from farm.suspects import SHARED, Suspects
 
 log = logging.getLogger("farm.dispatcher")
 IDLE_S = 0.1
@@ -31,6 +31,7 @@ SIGN_HEAD_S = 60.0
 @dataclass(slots=True)
 class InFlight:
     leases: list[Lease]
+    since: float
     lost: threading.Event = field(default_factory=threading.Event)  # every lease of the group is gone: stop rendering
 
 
@@ -88,7 +89,7 @@ class Dispatcher:
             if not self.flights:  # nothing is left that could show whether they still stand
                 self.outages.over(self.outages.places())
             return False
-        flight = InFlight(leases)
+        flight = InFlight(leases, self.clock())
         self.flights[pool.submit(self._fly, flight)] = flight
         return True
 
@@ -108,6 +109,8 @@ class Dispatcher:
             group.run(flight.leases)
         except Fault as fault:  # the queue itself could not be written: the leases will run out
             group.faults.append(fault)
+        for cause in {SEEN_BY.get(fault.cause, fault.cause) for fault in group.faults} & self.ports.probes.keys():
+            self._ask(cause)  # at once, in this thread: is it away, or is it one job's own trouble?
         return group
 
     def _land(self) -> None:
@@ -129,16 +132,18 @@ class Dispatcher:
     def _learn(self, model: str, group: Group) -> None:
         if not group.faults:
             self.warm.add(model)
-        away = [fault for fault in group.faults if CAUSES[fault.cause] is Payer.ENVIRONMENT]
-        for fault in away:
-            if fault.cause is not Cause.LEASE_LOST:
-                place = model if fault.cause is Cause.WEIGHTS_MISSING else FARM
-                self.outages.met(place, fault, self.ports.retry_s)
+        if group.published:
+            self.outages.through()
+        oldest = min((flight.since for flight in self.flights.values()), default=float("inf"))
         for fault in group.faults:
-            if fault not in away:
+            if fault.cause in OF_MODEL:
+                self.outages.met(model, fault, self.ports.retry_s)
+            elif fault.cause in SHARED:
+                self.outages.doubt(fault, self.ports.retry_s, oldest)
+            elif fault.cause is not Cause.LEASE_LOST:
                 log.warning("%s: %s", fault.cause, fault.detail)
         if group.published:
-            self.outages.over([FARM, model], but={fault.cause for fault in away})
+            self.outages.over([FARM, model], but={fault.cause for fault in group.faults})
 
     def _repeat(self, every_s: float, deeds: Sequence[Callable[[], None]]) -> None:
         """Until the last group has landed. What goes wrong is logged and tried again: a thread that ended
@@ -165,9 +170,12 @@ class Dispatcher:
             self.outages.probed(name, away)
 
     def _probe(self) -> None:
-        for cause, probe in self.ports.probes.items():
-            self._look(cause, partial(_sure, cause, probe))
+        for cause in self.ports.probes:
+            self._ask(cause)
         self.probed.set()
+
+    def _ask(self, cause: Cause) -> None:
+        self._look(cause, partial(_sure, cause, self.ports.probes[cause]))
 
     def _beat(self) -> None:
         for flight in list(self.flights.values()):

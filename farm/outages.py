@@ -12,6 +12,12 @@ from farm.job import Cause
 
 log = logging.getLogger("farm.outages")
 FARM = ""  # the place of what everyone needs; any other place is a model
+# Which probe looks at it, where the probe's own cause is another.
+SEEN_BY = {
+    Cause.SIGNER_FAILED: Cause.SIGNER_DOWN,
+    Cause.TIMESTAMP_DOWN: Cause.SIGNER_DOWN,
+    Cause.STORE_FULL: Cause.STORE_DOWN,
+}
 
 
 @dataclass(slots=True)
@@ -29,6 +35,7 @@ class Outages:
         self.lock = threading.Lock()
         self.standing: dict[tuple[str, Cause], Outage] = {}
         self.failing: dict[str, Cause] = {}  # probes, and what each found last
+        self.doubted: dict[Cause, float] = {}  # met first at this time, perhaps by one job's own doing
 
     def met(self, place: str, fault: Fault, pause_s: float = 0.0) -> None:
         now = self.clock()
@@ -39,6 +46,22 @@ class Outages:
                 log.warning("%s: %s", fault.cause, fault.detail)
             else:
                 known.detail, known.until = fault.detail, max(known.until, now + pause_s)
+
+    def doubt(self, fault: Fault, pause_s: float, flying_since: float = float("inf")) -> None:
+        """Work met what everyone needs; `flying_since` is when the oldest of the work still under way began. It is the
+        whole farm's outage if a probe says the same, or if nothing got through for a while, nor may any more of what
+        was under way at the first time; else the job that met it is left to wait alone."""
+        now = self.clock()
+        with self.lock:
+            first = self.doubted.setdefault(fault.cause, now)
+            seen = SEEN_BY.get(fault.cause, fault.cause) in self.failing
+        if seen or (now - first >= pause_s and flying_since > first):
+            self.met(FARM, fault, pause_s)
+
+    def through(self) -> None:
+        """Something got through: what was met only by some is theirs."""
+        with self.lock:
+            self.doubted.clear()
 
     def probed(self, name: str, fault: Fault | None) -> None:
         """What a look at one thing everyone needs has found. It holds no work up: work says for itself why it waits."""

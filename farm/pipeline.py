@@ -33,7 +33,7 @@ from farm.ports import (
     Verdict,
     Verifier,
 )
-from farm.suspects import SUSPICIOUS, Suspects
+from farm.suspects import SUSPICIOUS, Suspects, pause_s
 
 log = logging.getLogger("farm.pipeline")
 A = TypeVar("A")
@@ -198,11 +198,12 @@ class Group:
         ]
 
     def fault(self, lease: Lease, fault: Fault) -> None:
-        fault = self.suspects.judge(lease.job_id, fault)
+        fault, times = self.suspects.judge(lease.job_id, fault)
         self.faults.append(fault)
         # A suspect comes after those that were with it, and not always together with another.
         later = random.uniform(2, 3) if fault.cause in SUSPICIOUS else 1  # noqa: S311
-        self.ports.queue.fault(lease, fault, gang=fault.gang, retry_s=self.ports.retry_s * later)
+        wait_s = pause_s(self.ports.retry_s * later, times)
+        self.ports.queue.fault(lease, fault, gang=fault.gang, retry_s=wait_s)
 
 
 def fault_of(error: Exception, refused: Cause = Cause.RENDER_ERROR) -> Fault:

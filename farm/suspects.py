@@ -7,11 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from farm.errors import Fault
-from farm.job import Cause
+from farm.job import CAUSES, OF_MODEL, Cause, Payer
 
 # What one job may bring about by itself: its file ends whatever opens it, or the signer dies of it.
 SUSPICIOUS = frozenset({Cause.OVERLOADED, Cause.SIGNER_FAILED})
+# What everyone needs, so that others who get through tell something. The other suspicions end nothing.
+SHARED = frozenset(cause for cause in Cause if CAUSES[cause] is Payer.ENVIRONMENT) - OF_MODEL - {Cause.LEASE_LOST}
 STRIKES = 5
+LONGEST_S = 300.0
 KEPT = 10_000  # jobs remembered: in a long outage many are met that end elsewhere
 
 
@@ -27,27 +30,34 @@ class Suspects:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.through = 0
-        self.met: dict[int, Met] = {}
+        self.met: dict[tuple[int, Cause], Met] = {}
 
-    def judge(self, job_id: int, fault: Fault) -> Fault:
-        """The fault that is to be paid for: an outage, unless others got through between each two times it met this
-        job."""
-        if fault.cause not in SUSPICIOUS:
-            return fault
+    def judge(self, job_id: int, fault: Fault) -> tuple[Fault, int]:
+        """The fault that is to be paid for, and how many times it met this job while others got through between each
+        two: an outage counts once, however often it is met."""
+        if fault.cause not in SHARED:
+            return fault, 1
         with self.lock:
-            met = self.met.pop(job_id, Met(0, -1))
+            met = self.met.pop((job_id, fault.cause), Met(0, -1))
             if met.through < self.through:
                 met = Met(met.times + 1, self.through)
-            if met.times >= STRIKES:
-                return Fault(Cause.POISON, f"{STRIKES} times, while others got through: {fault.cause}: {fault.detail}")
-            self.met[job_id] = met
+            if met.times >= STRIKES and fault.cause in SUSPICIOUS:
+                words = f"{STRIKES} times, while others got through: {fault.cause}: {fault.detail}"
+                return Fault(Cause.POISON, words), met.times
+            self.met[job_id, fault.cause] = met
             if len(self.met) > KEPT:
                 del self.met[next(iter(self.met))]
-        return fault
+        return fault, met.times
 
     def passed(self, jobs: Iterable[int]) -> None:
         """These were signed, stored and read back."""
         with self.lock:
             for job_id in jobs:
                 self.through += 1
-                self.met.pop(job_id, None)
+                for cause in SHARED:
+                    self.met.pop((job_id, cause), None)
+
+
+def pause_s(retry_s: float, times: int) -> float:
+    """Before a job is tried again: doubled each time it met its trouble while others got through."""
+    return min(retry_s * 2.0 ** min(times - 1, 64), max(retry_s, LONGEST_S))

@@ -61,6 +61,38 @@ def test_work_that_meets_the_same_cause_again_ends_nothing(outages: Outages, clo
     assert outages.words()
 
 
+def test_what_some_meet_is_everyones_once_nothing_gets_through(outages: Outages, clock: Clock) -> None:
+    for _ in range(9):
+        outages.doubt(away(Cause.GATE_DOWN), 5.0)
+        clock.now += 3.0
+        assert not outages.blocks(FARM)
+        outages.through()
+    outages.doubt(away(Cause.GATE_DOWN), 5.0)
+    clock.now += 5.0
+    outages.doubt(away(Cause.GATE_DOWN), 5.0, flying_since=clock.now - 6.0)
+    assert outages.words() == "", "what flew already at the first time may yet get through"
+    outages.doubt(away(Cause.GATE_DOWN), 5.0, flying_since=clock.now - 1.0)
+    assert outages.blocks(FARM)
+    assert outages.words().startswith("gate_down: ")
+
+
+@pytest.mark.parametrize(
+    ("met", "probe", "all_of_it"),
+    [
+        (Cause.STORE_FULL, Cause.STORE_DOWN, True),
+        (Cause.SIGNER_FAILED, Cause.SIGNER_DOWN, True),
+        (Cause.RAY_GONE, Cause.RAY_GONE, True),
+        (Cause.STORE_DOWN, Cause.RAY_GONE, False),
+    ],
+)
+def test_what_some_meet_is_everyones_if_the_probe_of_it_fails_too(
+    outages: Outages, met: Cause, probe: Cause, all_of_it: bool
+) -> None:
+    outages.probed(probe, away(probe))
+    outages.doubt(away(met), 5.0)
+    assert outages.blocks(FARM) == all_of_it
+
+
 def test_a_probe_is_believed_both_ways_and_holds_nothing_up(outages: Outages) -> None:
     outages.probed("signer", away(Cause.SIGNER_DOWN))
     outages.probed("ray", away(Cause.RAY_GONE))

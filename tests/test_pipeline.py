@@ -13,20 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from sqlalchemy import RowMapping, Table, select, update
 
 from farm.access import Access
 from farm.db import connect, migrate, reading
-from farm.dispatcher import Dispatcher
+from farm.dispatcher import Dispatcher, InFlight
 from farm.errors import BadInput, Fault
 from farm.job import CAUSES, Cause, Payer, Spec, State
 from farm.job_queue import JobQueue, NewJob
+from farm.outages import FARM
 from farm.pipeline import Group, Ports
 from farm.ports import Frame, Lease, Outcome, Rendered, RenderRequest, Stage, Verdict
 from farm.store import open_store
-from farm.suspects import STRIKES, SUSPICIOUS, Suspects
-from farm.tables import ARTIFACT, COMPONENT, EVENT, GANG, JOB, JOB_FAULT, VERDICT
+from farm.suspects import LONGEST_S, SHARED, STRIKES, SUSPICIOUS, Suspects, pause_s
+from farm.tables import ARTIFACT, COMPONENT, EVENT, GANG, JOB, JOB_FAULT, UPLOAD, VERDICT
 from tests.fakes import FlatRenderer, StampSigner, StampVerifier, WordGate, away
 
 NUMBERS = itertools.count(1)
@@ -236,10 +239,26 @@ def test_a_job_that_gets_through_is_no_suspect_any_more() -> None:
     suspects, fault = Suspects(), away(Cause.SIGNER_FAILED)
     for _ in range(4 * STRIKES):
         suspects.passed([2])
-        assert suspects.judge(1, fault) is fault
-        if suspects.met[1].times == STRIKES - 1:
+        assert suspects.judge(1, fault)[0] is fault
+        if suspects.met[1, fault.cause].times == STRIKES - 1:
             suspects.passed([1])
-    assert all(suspects.judge(1, away(cause)).cause is cause for cause in Cause if cause not in SUSPICIOUS)
+
+
+def test_trouble_that_is_not_suspicious_is_counted_and_ends_nothing() -> None:
+    suspects, others = Suspects(), [cause for cause in Cause if cause not in SUSPICIOUS]
+    for times in range(1, 3 * STRIKES):
+        for cause in others:
+            fault, counted = suspects.judge(1, away(cause))
+            assert (fault.cause, counted) == (cause, times if cause in SHARED else 1)
+            assert suspects.judge(1, away(cause))[1] == counted, "nobody got through meanwhile"
+        suspects.passed([2])
+
+
+@given(st.just(0.0) | st.floats(0.01, 1e4), st.integers(1, 10_000))
+def test_the_pause_of_a_job_doubles_and_has_an_end(retry_s: float, times: int) -> None:
+    first, now, later = (pause_s(retry_s, each) for each in (1, times, times + 1))
+    assert first == retry_s <= now <= later <= max(retry_s, LONGEST_S)
+    assert later == 2 * now or later == max(retry_s, LONGEST_S) or retry_s == 0
 
 
 def test_a_job_of_which_the_signer_dies_fails_and_takes_no_neighbour_along(
@@ -477,6 +496,59 @@ def test_one_projects_cancelled_job_holds_nobody_else_up(ports: FakePorts) -> No
     assert dispatcher.outages.places() == set()
     dispatcher._learn("tiny", Group(ports, faults=[away(Cause.WEIGHTS_MISSING)]))
     assert dispatcher.outages.places() == {"tiny"}
+
+
+@pytest.mark.parametrize("trouble", ["corrupt upload", "model without room", "ray_gone of one model"])
+def test_one_jobs_trouble_holds_nobody_else_up_and_waits_longer_each_time(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trouble: str
+) -> None:
+    waits: list[float] = []
+    fault, render = ports.queue.fault, ports.renderer.render
+
+    def faulting(lease: Lease, met: Fault, gang: str | None = None, retry_s: float = 5.0) -> State | None:
+        waits.append(retry_s)
+        return fault(lease, met, gang, retry_s / 50)
+
+    def rendering(requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
+        if requests[0].spec.model == "big":
+            raise away(Cause.NO_ROOM if "room" in trouble else Cause.RAY_GONE)
+        time.sleep(0.02)
+        return render(requests, cancelled)
+
+    monkeypatch.setattr(ports.queue, "fault", faulting)
+    monkeypatch.setattr(ports.renderer, "render", rendering)
+    if trouble == "corrupt upload":
+        submit(ports, NewJob(line=1, spec=spec("make it green", edit=True), upload_id=upload(ports)))
+        (path,) = (path for path in tmp_path.rglob("*") if path.name == rows(ports, UPLOAD)[0]["key"])
+        path.write_bytes(b"rot")
+    else:
+        submit(ports, NewJob(line=1, spec=spec(model="big")))
+    submit(ports, *(NewJob(line=seed, spec=spec(seed=seed)) for seed in range(1, 81)))
+    probes = {Cause.STORE_DOWN: lambda: None, Cause.RAY_GONE: lambda: None}
+    dispatcher = Dispatcher(replace(ports, retry_s=5.0, probes=probes), group=2, workers=2)
+    dispatch_until(dispatcher, lambda: states(ports) == {"published": 80, "queued": 1}, seconds=40)
+    assert dispatcher.outages.words() == ""
+    assert rows(ports, JOB_FAULT) == []
+    if trouble == "corrupt upload":  # else it waits behind a model that is warm
+        assert len(waits) > 2
+        assert waits == sorted(waits)
+        assert waits[:2] == [5.0, 10.0]
+
+
+def test_a_real_outage_stops_the_farm_at_once_where_a_probe_sees_it(ports: FakePorts) -> None:
+    dispatcher = Dispatcher(replace(ports, retry_s=5.0))
+    dispatcher._learn("tiny", Group(ports, faults=[away(Cause.SIGNER_FAILED)]))
+    assert not dispatcher.outages.blocks(FARM)
+    ports.signer.fault = away(Cause.SIGNER_DOWN)
+    submit(ports, NewJob(line=1, spec=spec()))
+
+    def gone() -> None:
+        raise away(Cause.SIGNER_DOWN)
+
+    dispatcher.ports = replace(dispatcher.ports, probes={Cause.SIGNER_DOWN: gone})
+    (lease,) = lease_all(ports)
+    dispatcher._learn("tiny", dispatcher._fly(InFlight([lease], time.time())))
+    assert dispatcher.outages.blocks(FARM)
 
 
 def said(ports: FakePorts) -> tuple[str, str] | None:

@@ -193,7 +193,7 @@ def test_a_gang_in_use_by_another_dispatcher_is_neither_shared_nor_removed(pool:
     assert sorted(gang.standing()) == sorted([first, second])
     with pytest.raises(Fault, match=f"no node has room.*{first}") as caught:
         make(settings).render([request_of("a")], never)
-    assert caught.value.cause is Cause.RAY_GONE
+    assert caught.value.cause is Cause.NO_ROOM
     assert (drawn(pool), drawn(other)) == (first, second)
     other._remove(other.places["flat"][0])
 
