@@ -120,11 +120,6 @@ class Insights:
         with reading(self.engine) as connection:
             return _all(connection, query.order_by(ARTIFACT.c.id.desc()).limit(limit))
 
-    def artifact(self, project_id: str, artifact_id: int) -> Record | None:
-        """One artifact and the state of its job: who may see it depends on that. One that was replaced is not found."""
-        with reading(self.engine) as connection:
-            return _one(connection, _shown().where(ARTIFACT.c.project_id == project_id, ARTIFACT.c.id == artifact_id))
-
     def bad_lines(self, project_id: str, batch_id: int, after: int = 0, limit: int = 100) -> list[Record]:
         query = select(BAD_LINE).join(BATCH, BATCH.c.id == BAD_LINE.c.batch_id).where(VISIBLE)
         query = query.where(BAD_LINE.c.project_id == project_id, BAD_LINE.c.batch_id == batch_id, BAD_LINE.c.id > after)

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import fsspec
 
@@ -110,14 +109,3 @@ def _as_fault(url: str) -> Iterator[None]:
         cause = Cause.STORE_FULL if full else Cause.STORE_DOWN
         fix = "free some space" if full else "check that it can be reached and written"
         raise Fault(cause, f"the store {url} cannot be used: {error}: {fix}") from error
-
-
-def free_bytes(store: Any) -> int | None:
-    """Room left on the disk under a local store; None where the store does not say."""
-    if not store.local:
-        return None
-    path = store.root
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    usage = os.statvfs(path)
-    return usage.f_bavail * usage.f_frsize

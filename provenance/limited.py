@@ -162,8 +162,8 @@ def main() -> None:
             data, mime, title = requests.read(request["length"]), request["mime"], request["title"]
             alone = title is None
             found, made = (verify_bytes(data, mime, trust), b"") if alone else as_parent(data, mime, title, trust)
-            answer = {"report": asdict(found), "ingredient": base64.b64encode(made).decode()}
-            answer["spent"] = _used() + seconds > LIFE_S  # the next file would not get all that it may take
+            spent = _used() + seconds > LIFE_S  # the next file would not get all that it may take
+            answer = {"report": asdict(found), "ingredient": base64.b64encode(made).decode(), "spent": spent}
             wire.sendall(json.dumps(answer).encode() + b"\n")
 
 

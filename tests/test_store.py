@@ -7,7 +7,7 @@ import pytest
 
 from farm.errors import Fault, NotFound
 from farm.job import Cause
-from farm.store import FsspecStore, free_bytes, open_store
+from farm.store import FsspecStore, open_store
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -53,12 +53,6 @@ def test_a_folder_that_cannot_be_made_is_an_outage(tmp_path: Path) -> None:
     with pytest.raises(Fault) as caught:
         open_store(f"file://{tmp_path}/store").put(b"picture")
     assert caught.value.cause is Cause.STORE_DOWN
-
-
-def test_free_space_is_known_before_the_folder_exists(tmp_path: Path) -> None:
-    room = free_bytes(open_store(f"file://{tmp_path}/not/yet"))
-    assert room is not None
-    assert room > 0
 
 
 def test_whatever_a_remote_store_raises_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
