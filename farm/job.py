@@ -74,7 +74,6 @@ class Cause(StrEnum):
     OVERLOADED = "overloaded"
     RAY_GONE = "ray_gone"
     NO_ROOM = "no_room"  # for a gang of its model
-    NO_ROOM = "no_room"  # for a gang of its model
     GATE_DOWN = "gate_down"
     SIGNER_DOWN = "signer_down"
     SIGNER_FAILED = "signer_failed"  # it took the work, and died or failed over it
@@ -102,7 +101,6 @@ CAUSES: dict[Cause, Payer] = {
     Cause.OVERLOADED: Payer.ENVIRONMENT,
     Cause.RAY_GONE: Payer.ENVIRONMENT,
     Cause.NO_ROOM: Payer.ENVIRONMENT,
-    Cause.NO_ROOM: Payer.ENVIRONMENT,
     Cause.GATE_DOWN: Payer.ENVIRONMENT,
     Cause.SIGNER_DOWN: Payer.ENVIRONMENT,
     Cause.SIGNER_FAILED: Payer.ENVIRONMENT,
@@ -113,7 +111,6 @@ CAUSES: dict[Cause, Payer] = {
     Cause.WEIGHTS_MISSING: Payer.ENVIRONMENT,
     Cause.LICENCE_NOT_ACCEPTED: Payer.ENVIRONMENT,
 }
-OF_MODEL = frozenset({Cause.WEIGHTS_MISSING, Cause.NO_ROOM})  # these hold up the jobs of one model alone
 OF_MODEL = frozenset({Cause.WEIGHTS_MISSING, Cause.NO_ROOM})  # these hold up the jobs of one model alone
 FINAL = frozenset({Cause.BAD_INPUT, Cause.POISON})  # the same file and words would fare no better another time
 MAX_OWN_FAULTS = 3
