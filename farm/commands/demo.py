@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 import time
 from importlib import resources
 from pathlib import Path
@@ -22,7 +25,7 @@ def demo(
     json_: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the images go.")] = Path("demo-out"),
 ) -> None:
-    """Make the bundled batch: text to image, edits, two blocked, one held; then verify every image."""
+    """Make the bundled batch: text to image, edits, two blocked, two held; then verify every image."""
     from farm import config
     from farm.commands.session import open_client
     from farm.commands.starting import running
@@ -50,7 +53,7 @@ def _make(client: FarmClient, settings: Settings, out: Path) -> tuple[dict[str, 
 
     lines = resources.files("farm.demo").joinpath("batch.jsonl").read_bytes().splitlines(keepends=True)
     batch = client.submit(lines, name="demo", again=True)
-    say(f"batch {batch['id']}: {batch['jobs']} jobs")
+    say(f"batch {batch['id']}: {batch['lines']} lines, {batch['jobs']} jobs (a line with n: 2 is two jobs)")
     done = follow(client, batch["id"])
     jobs = submitting.download(client, batch["id"], out)
     return done["counts"], _verified(client, settings, jobs, out)
@@ -77,10 +80,22 @@ def _artifact(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _where_next(settings: Settings, out: Path) -> None:
-    print(
-        f"\nThe images are in {out}, listed in {out / 'index.jsonl'}. Where to go next:\n"
-        f"  farm verify {out!s:<15} check their provenance again\n"
-        f"  farm up                     pages at {settings.api_url}, key in {settings.home / 'key'}\n"
-        "  farm submit BATCH.jsonl     make your own\n"
-        "  farm models ls              use real weights"
-    )
+    farm = _farm()
+    steps = {
+        f"verify {shlex.quote(str(out))}": "check their provenance again",
+        "up": f"pages at {settings.api_url}, key in {settings.home / 'key'}",
+        "submit BATCH.jsonl": "make your own",
+        "models ls": "what real weights need",
+    }
+    width = max(len(step) for step in steps)
+    print(f"\nThe images are in {out}, listed in {out / 'index.jsonl'}. Where to go next:")
+    for step, words in steps.items():
+        print(f"  {farm} {step:<{width}}  {words}")
+
+
+def _farm() -> str:
+    """What to type for this command: its name where the shell finds it, else where it lies."""
+    if shutil.which("farm"):
+        return "farm"
+    beside = Path(sys.executable).with_name("farm")
+    return shlex.quote(str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside))

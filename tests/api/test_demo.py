@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,8 @@ from PIL import Image
 
 from actors.models import catalogue
 from farm.api.callers import Farm
+from farm.commands import demo
+from farm.config import Settings
 from farm.dispatcher import Dispatcher
 from farm.errors import Fault
 from farm.intake import Rules, judge, survey
@@ -122,6 +125,7 @@ def test_the_demo_ends_with_every_image_verified(
         monkeypatch.setenv(f"FARM_{name}", value)
     began = time.monotonic()
     assert shell("demo", "--json") == 0, shell.err
+    assert "16 lines, 17 jobs" in shell.err
     result = json.loads(shell.out.splitlines()[-1])
     assert result["jobs"] == {"published": 14, "blocked": 2, "held": 1}
     assert 0 < result["seconds"] <= time.monotonic() - began + 0.1  # it is rounded
@@ -138,6 +142,24 @@ def test_the_demo_ends_with_every_image_verified(
     first.write_bytes(first.read_bytes()[:-3] + b"xxx")
     assert shell("verify", "demo-out", "--json") == 1
     assert [json.loads(line)["verdict"] for line in shell.out.splitlines()].count("Trusted") == 13
+
+
+def test_the_demo_names_the_command_as_it_can_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    binaries = tmp_path / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    for name in ("python", "farm"):
+        (binaries / name).write_text("#!/bin/sh\n")
+        (binaries / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(binaries / "python"))
+    for path, command in (("/nowhere", ".venv/bin/farm"), (str(binaries), "farm")):
+        monkeypatch.setenv("PATH", path)
+        demo._where_next(Settings(), Path("my images"))
+        steps = capsys.readouterr().out.splitlines()[2:]
+        assert steps[0].startswith(f"  {command} verify 'my images'")
+        assert all(step.startswith(f"  {command} ") for step in steps)
 
 
 def test_what_is_published_is_verified_without_a_running_farm(
