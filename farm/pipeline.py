@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TypeVar
 
-from farm.errors import FarmError, Fault
+from farm.errors import FarmError, Fault, NotFound
 from farm.job import CAUSES, Cause, Payer
 from farm.job_queue import Finished, JobQueue
 from farm.pictures import decode_own, decode_stranger
@@ -100,6 +100,9 @@ class Group:
                 data = self.ports.store.get(lease.reference_key)
                 stranger = lease.upload_id is not None
                 frame = decode_stranger(data, self.ports.max_pixels_in) if stranger else decode_own(data)
+            except NotFound as error:  # not mounted, or lost: it may be brought back
+                self.fault(lease, Fault(Cause.STORE_DOWN, str(error)))
+                return None
             except Exception as error:
                 self.fault(lease, fault_of(error, Cause.BAD_INPUT))
                 return None

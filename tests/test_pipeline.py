@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import shutil
 import threading
 import time
 from collections import Counter
@@ -355,6 +356,27 @@ def test_an_edit_whose_picture_is_gone_is_not_drawn_from_nothing(ports: FakePort
     group.run([replace(lease, reference_key=None)])
     assert [fault.cause for fault in group.faults] == [Cause.BAD_INPUT]
     assert ports.renderer.calls == 0
+
+
+def test_an_edit_waits_while_the_store_that_holds_its_picture_is_not_mounted(ports: FakePorts, tmp_path: Path) -> None:
+    picture = upload(ports)
+    submit(
+        ports,
+        NewJob(line=1, spec=spec("make it green", edit=True), upload_id=picture, name="first"),
+        NewJob(line=2, spec=spec("make it blue", edit=True), parent_name="first"),
+        NewJob(line=3, spec=spec(seed=3)),
+    )
+    store = (tmp_path / "store").rename(tmp_path / "elsewhere")
+    (tmp_path / "store").mkdir()
+    suspects = Suspects()
+    for _ in range(2 * STRIKES):
+        run(ports, suspects)
+    assert states(ports) == {"queued": 1, "waiting": 1, "published": 1}
+    assert rows(ports, JOB)[0]["reason"].startswith("store_down: no file ")
+    assert rows(ports, JOB_FAULT) == []
+    shutil.copytree(store, tmp_path / "store", dirs_exist_ok=True)
+    run(ports, suspects)
+    assert states(ports)["published"] == 2
 
 
 def test_each_verdict_names_the_gang_and_the_weights_that_drew_its_own_frame(
