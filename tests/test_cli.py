@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -123,6 +124,32 @@ def test_whichever_process_is_first_makes_a_home_that_is_ours_alone(
     monkeypatch.setattr("actors.cluster.serve", lambda settings: (settings.home / "ray").mkdir(parents=True) or 0)
     assert run(capsys, "ray")[0] == 0
     assert home.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_second_farm_of_one_home_says_nothing_of_its_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FARM_PORT", str(_free()))
+    (tmp_path / ".farm" / "run").mkdir(parents=True)
+    with (tmp_path / ".farm" / "run" / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("12\n")
+        lock.flush()
+        code, _, said = run(capsys, "up")
+    assert code == 1
+    assert said.startswith("farm: a farm runs in")
+    assert said.count("\n") == 1
+
+
+def test_whoever_interrupts_at_once_sees_no_traceback() -> None:
+    program = (
+        "import sys, types\n"
+        "def stop(name): raise KeyboardInterrupt\n"
+        "cli = sys.modules['farm.cli'] = types.ModuleType('farm.cli'); cli.__getattr__ = stop\n"
+        "from farm.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> None:

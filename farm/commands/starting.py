@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from farm.commands.doctor import family, port_is_free
 from farm.commands.output import say
-from farm.commands.session import key_path, open_client, open_store
+from farm.commands.session import key_path, open_client, open_store, waits_for
 from farm.errors import Conflict, FarmError, Unavailable
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def prepare(settings: Settings) -> Path:
     """Migrate the database and see that the first key works; returns where that key is."""
     from farm.access import Access
     from farm.db import connect, migrate
+    from farm.supervisor import _alone as alone
 
     if not port_is_free(settings.host, settings.port):
         raise Conflict(
@@ -45,6 +46,8 @@ def prepare(settings: Settings) -> Path:
         )
     open_store(settings)  # what cannot be opened at all is told here, not in the log of each child
     make_home(settings)
+    with alone(settings.home):  # else a second farm would say where its pages are, and then that it cannot run
+        pass
     engine = connect(settings.database_url)
     migrate(engine)
     path = _first_key(settings, Access(engine))
@@ -87,14 +90,16 @@ def wait_ready(settings: Settings, patience_s: float = READY_S, process: subproc
                 client.ready()
                 return
             except FarmError as error:
-                missing = ", ".join(error.more.get("missing", [])) or "the API is starting"
+                missing = waits_for(error.more.get("missing", [])) or "the API"
             if process is not None and process.poll() is not None:
                 raise Unavailable("the farm ended while it started", fix=f"see {_log(settings)}")
             if time.monotonic() > end:
-                raise Unavailable(f"not ready after {patience_s:.0f} s: {missing}", fix="`farm doctor` says more")
+                raise Unavailable(
+                    f"not ready after {patience_s:.0f} s: waits for {missing}", fix="`farm doctor` says more"
+                )
             if missing != said:
                 said = missing
-                say(f"farm: waiting: {missing}")
+                say(f"farm: waiting for {missing}")
             time.sleep(POLL_S)
 
 
