@@ -12,7 +12,6 @@ CAUSE_OF: dict[str, Cause] = {
     "NotFinite": Cause.NOT_FINITE,
     "MemoryError": Cause.OUT_OF_MEMORY,
     "WeightsError": Cause.WEIGHTS_MISSING,
-    "BadReference": Cause.BAD_INPUT,
     "Cancelled": Cause.LEASE_LOST,
     "AcceleratorError": Cause.GANG_DIED,  # a device that failed once fails every call after it
     # in both: torch's and Ray's have one name

@@ -1,17 +1,19 @@
 """Encoded pictures in, RGB frames out. Files of strangers are opened in a limited child; our own in this process.
 
-Whatever the file holds becomes 8-bit RGB: turned upright by its EXIF, transparency laid on white,
-CMYK and 16 bits converted.
+Whatever the file holds becomes 8-bit sRGB: turned upright by its EXIF, transparency laid on white, its colour profile
+followed, CMYK and 16 bits converted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
 from dataclasses import asdict, dataclass
+from typing import cast
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from farm import child
 from farm.job import FORMATS
@@ -52,8 +54,19 @@ def to_frame(image: Image.Image) -> Frame:
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    rgb = upright.convert("RGB")
+        upright = upright.convert("RGB")
+    rgb = in_srgb(upright, image.info.get("icc_profile"))
     return Frame(rgb.width, rgb.height, rgb.tobytes())
+
+
+def in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """As the profile in the file means its numbers. One that is damaged or of another kind of picture is left out."""
+    if profile:
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):
+            meant, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+            seen = ImageCms.profileToProfile(image, meant, srgb, outputMode="RGB")
+            return cast("Image.Image", seen)  # None where it is told to work in place
+    return image.convert("RGB")
 
 
 def _open_limited(data: bytes, max_pixels: int) -> Image.Image:

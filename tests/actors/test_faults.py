@@ -11,7 +11,6 @@ import torch
 
 from actors.faults import LONGEST_DETAIL, ends_gang, fault_of
 from actors.flux.headers import NotRendered, WeightsError
-from actors.flux.reference import BadReference
 from actors.flux.render import NotFinite
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
@@ -24,7 +23,6 @@ KNOWN = [
     (ray.exceptions.OutOfMemoryError("killed"), Cause.OUT_OF_MEMORY),
     (WeightsError("a file is cut short"), Cause.WEIGHTS_MISSING),
     (NotRendered(Path("a.safetensors"), "FLUX.9"), Cause.WEIGHTS_MISSING),
-    (BadReference("too thin"), Cause.BAD_INPUT),
     (ray.exceptions.RayActorError(), Cause.GANG_DIED),
     (ray.exceptions.ActorDiedError(), Cause.GANG_DIED),
     (ray.exceptions.NodeDiedError("gone"), Cause.GANG_DIED),
