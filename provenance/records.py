@@ -102,8 +102,8 @@ def require_audit_head(engine: Engine, seq: int, sha256: str, last: Head | None)
 
         if last is not None and not holds(last.seq, last.sha256):
             raise Refused(
-                f"the audit log no longer holds row {last.seq} as its head was signed: it was cut or rewritten",
-                fix="look at `farm verify --audit`; if a backup was restored, remove keys/audit.head and sign anew",
+                f"the audit log no longer holds row {last.seq} as its head was signed: it was cut or rewritten. If this"
+                " is another database or a restored backup, remove audit.head from keys/ and trust/ in the farm's home"
             )
         if not holds(seq, sha256):
             raise Refused(f"the audit chain has no row {seq} with this hash")
