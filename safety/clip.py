@@ -111,7 +111,7 @@ def as_image(frame: Frame) -> Image.Image:
 
 def load_encoder(name: str = "", device: str = "cpu") -> Encoder:
     """`name`: a folder (open_clip's local-dir layout, with or without that prefix), hf-hub:OWNER/REPO, or
-    ARCHITECTURE@FILE.safetensors; empty: the bundled tiny one. Raises Fault(WEIGHTS_MISSING) where it is not there."""
+    ARCHITECTURE@FILE.safetensors; empty: the bundled tiny one. Raises Fault(GATE_DOWN) where it is not there."""
     architecture, _, file = name.partition("@")
     if file:
         return _from_file(architecture, Path(file), device)
@@ -130,7 +130,7 @@ def _folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name.removeprefix("hf-hub:"), allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise Fault(Cause.WEIGHTS_MISSING, f"the gate's encoder {name} could not be fetched: {error}") from error
+        raise Fault(Cause.GATE_DOWN, f"the gate's encoder {name} could not be fetched: {error}") from error
 
 
 def _from_folder(folder: Path, device: str) -> Encoder:
@@ -146,7 +146,7 @@ def _from_file(architecture: str, weights: Path, device: str) -> Encoder:
     if weights.suffix != ".safetensors":
         raise BadInput(f"{weights} is not safetensors", field="encoder", fix="convert it; nothing is unpickled here")
     if not weights.is_file():
-        raise Fault(Cause.WEIGHTS_MISSING, f"the gate's encoder is missing: no file {weights}")
+        raise Fault(Cause.GATE_DOWN, f"the gate's encoder is missing: no file {weights}")
     bundled = Path(open_clip.tokenizer.default_bpe())
     files = {"weights": file_hash(weights), "vocabulary": file_hash(bundled)}
     return _open(architecture, str(weights), files, device)
@@ -156,7 +156,7 @@ def _check(folder: Path) -> None:
     """Left with a choice, open_clip would also take a pickle; it gets none."""
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         what = f"{folder} needs {CONFIG} and a safetensors file"
-        raise Fault(Cause.WEIGHTS_MISSING, f"the gate's encoder is missing: {what}")
+        raise Fault(Cause.GATE_DOWN, f"the gate's encoder is missing: {what}")
     for path in folder.iterdir():
         if path.suffix in (".bin", ".pt", ".pth"):
             raise BadInput(f"{path} may be a pickle", field="encoder", fix="take it out; only safetensors are read")

@@ -87,11 +87,11 @@ def test_another_preprocessing_is_another_fingerprint(folder: Path, gate: ClipGa
 
 
 @pytest.mark.parametrize("missing", ["open_clip_config.json", "open_clip_model.safetensors"])
-def test_a_folder_without_its_model_is_missing_weights(folder: Path, missing: str) -> None:
+def test_a_folder_without_its_model_is_a_gate_that_is_away(folder: Path, missing: str) -> None:
     (folder / missing).unlink()
     with pytest.raises(Fault, match=r"needs open_clip_config\.json") as caught:
         load_encoder(str(folder))
-    assert caught.value.cause is Cause.WEIGHTS_MISSING
+    assert caught.value.cause is Cause.GATE_DOWN
 
 
 def test_a_pickle_beside_the_weights_is_refused(folder: Path) -> None:
@@ -105,5 +105,6 @@ def test_name_and_file_wants_a_known_name_and_safetensors(tmp_path: Path) -> Non
         load_encoder("ViT-B-322@x.safetensors")
     with pytest.raises(BadInput, match="not safetensors"):
         load_encoder("ViT-B-32@x.bin")
-    with pytest.raises(Fault, match="no file"):
+    with pytest.raises(Fault, match="no file") as caught:
         load_encoder(f"ViT-B-32@{tmp_path}/x.safetensors")
+    assert caught.value.cause is Cause.GATE_DOWN

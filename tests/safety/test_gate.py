@@ -176,9 +176,9 @@ def test_an_exception_or_nan_in_mid_batch_faults_that_frame_alone(answer: float 
 def test_a_missing_model_delays_and_is_found_once_it_is_there(tmp_path: Path) -> None:
     gate = load_gate("", str(tmp_path / "clip"), "cpu")
     for fault in faults(gate, [some("red", "triangle"), some("green", "star")]):
-        assert fault.cause is Cause.WEIGHTS_MISSING
+        assert fault.cause is Cause.GATE_DOWN
         assert str(tmp_path / "clip") in fault.detail
-        assert pickle.loads(pickle.dumps(fault)).cause is Cause.WEIGHTS_MISSING
+        assert pickle.loads(pickle.dumps(fault)).cause is Cause.GATE_DOWN
     assert isinstance(gate.judge_prompts(["a red circle"])[0], Verdict)
     shutil.copytree(TINY, tmp_path / "clip")
     assert verdicts(gate, [some("red", "triangle")])[0].outcome is Outcome.BLOCK
