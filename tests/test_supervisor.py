@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from farm import supervisor
+from farm.commands import starting
+from farm.config import Settings
 from farm.supervisor import Child, Supervisor, ended, pause
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
@@ -101,6 +103,11 @@ def test_a_child_that_ends_at_once_does_not_spin(tmp_path: Path) -> None:
     assert kept.again == pytest.approx(0.2 + 0.4 + 0.8)
     assert "brief: ended with code 3" in keeper.status()[0]
     assert (tmp_path / "log" / "brief.log").read_text() == "hello\n" * 3
+
+
+def test_whoever_waits_for_a_farm_to_end_waits_for_each_of_its_children(tmp_path: Path) -> None:
+    farm = starting.supervisor(Settings(home=tmp_path))
+    assert len(farm.kept) * supervisor.GRACE_S < starting.STOP_S
 
 
 def test_a_long_life_forgets_earlier_deaths(tmp_path: Path) -> None:

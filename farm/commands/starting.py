@@ -17,16 +17,17 @@ from farm.commands.doctor import family, port_is_free
 from farm.commands.output import say
 from farm.commands.session import key_path, open_client, open_store, waits_for
 from farm.errors import Conflict, FarmError, Unavailable
+from farm.supervisor import GRACE_S, Child, Supervisor, dies_with
 
 if TYPE_CHECKING:
     from farm.access import Access
     from farm.config import Settings
-    from farm.supervisor import Supervisor
 
 UP = [sys.executable, "-m", "farm.cli", "up"]
 POLL_S = 0.3
 READY_S = 300.0
-STOP_S = 30.0
+CHILDREN = ("signer", "ray", "api", "dispatch")  # the signer first, because nothing is published without it
+STOP_S = (len(CHILDREN) + 1) * GRACE_S  # they are stopped one after the other
 
 
 def make_home(settings: Settings) -> None:
@@ -67,11 +68,9 @@ def _first_key(settings: Settings, access: Access) -> Path:
 
 
 def supervisor(settings: Settings) -> Supervisor:
-    """The signer comes first, because nothing is published without it. Another's Ray cluster is not ours to start."""
-    from farm.supervisor import Child, Supervisor
-
+    """Another's Ray cluster is not ours to start."""
     foreign = settings.ray_address or os.environ.get("RAY_ADDRESS")
-    names = ["signer", *([] if foreign else ["ray"]), "api", "dispatch"]
+    names = [name for name in CHILDREN if not (foreign and name == "ray")]
     return Supervisor(settings.home, [Child(name, [sys.executable, "-m", "farm.cli", name]) for name in names])
 
 
@@ -148,8 +147,6 @@ def _free_port(settings: Settings) -> int:
 
 
 def _start(settings: Settings) -> subprocess.Popen[bytes]:
-    from farm.supervisor import dies_with
-
     path = _log(settings)
     make_home(settings)
     path.parent.mkdir(exist_ok=True)
