@@ -104,27 +104,38 @@ class Supervisor:
         return [kept.status(self.clock()) for kept in self.kept]
 
     def _start(self, kept: Kept) -> None:
-        name = kept.child.name
-        with self._log(name).open("ab") as file:
-            kept.process = subprocess.Popen(
-                list(kept.child.argv),
-                env=os.environ | dict(kept.child.env),
+        name, kept.started = kept.child.name, self.clock()
+        try:
+            kept.process = self._launched(kept.child)
+        except OSError as error:  # the disk is full, or there are too many processes: both may pass
+            log.warning("%s: could not be started: %s", name, error)
+            self._rest(kept, kept.deaths + 1, None)
+            return
+        with self._noting(name) as note:
+            note.write_text(f"{kept.process.pid}\n")
+        log.info(kept.status(kept.started))
+
+    def _launched(self, child: Child) -> subprocess.Popen[bytes]:
+        with self._log(child.name).open("ab") as file:
+            return subprocess.Popen(
+                list(child.argv),
+                env=os.environ | dict(child.env),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's Ctrl-C comes to us alone, and what a child leaves has a group
                 preexec_fn=dies_with(os.getpid()),  # noqa: PLW1509 - one thread, and it only makes system calls
             )
-        kept.started = self.clock()
-        self._note(name).write_text(f"{kept.process.pid}\n")
-        log.info(kept.status(kept.started))
 
     def _died(self, kept: Kept, pid: int, code: int) -> None:
         _kill_group(pid, signal.SIGKILL)  # what it started itself and left behind
-        self._note(kept.child.name).unlink(missing_ok=True)
+        self._forget(kept.child.name)
+        settled = self.clock() - kept.started >= settled_after(code)
+        self._rest(kept, 1 if settled else kept.deaths + 1, code)
+
+    def _rest(self, kept: Kept, deaths: int, code: int | None) -> None:
         now = self.clock()
-        kept.deaths = 1 if now - kept.started >= settled_after(code) else kept.deaths + 1
-        kept.process, kept.code, kept.again = None, code, now + pause(kept.deaths)
+        kept.deaths, kept.process, kept.code, kept.again = deaths, None, code, now + pause(deaths)
         log.warning(kept.status(now))
 
     def _end_all(self) -> None:
@@ -141,10 +152,19 @@ class Supervisor:
             log.warning("%s did not end in %.0f s: killed", kept.child.name, GRACE_S)
         _kill_group(process.pid, signal.SIGKILL)
         kept.process, kept.code = None, process.wait()
-        self._note(kept.child.name).unlink(missing_ok=True)
+        self._forget(kept.child.name)
 
-    def _note(self, name: str) -> Path:
-        return _made(self.home / "run") / f"{name}.pid"
+    def _forget(self, name: str) -> None:
+        with self._noting(name) as note:
+            note.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _noting(self, name: str) -> Iterator[Path]:
+        """A child lives on where its number could not be noted."""
+        try:
+            yield _made(self.home / "run") / f"{name}.pid"
+        except OSError as error:
+            log.warning("%s: its pid could not be noted: %s", name, error)
 
     def _log(self, name: str) -> Path:
         return _made(self.home / "log") / f"{name}.log"

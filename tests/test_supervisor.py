@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -103,6 +104,56 @@ def test_a_child_that_ends_at_once_does_not_spin(tmp_path: Path) -> None:
     assert kept.again == pytest.approx(0.2 + 0.4 + 0.8)
     assert "brief: ended with code 3" in keeper.status()[0]
     assert (tmp_path / "log" / "brief.log").read_text() == "hello\n" * 3
+
+
+def test_a_child_that_cannot_be_started_is_tried_again_and_its_sibling_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now, start = [0.0], subprocess.Popen
+
+    def full(argv: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        if argv == ["second"]:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return start(argv, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    keeper = Supervisor(tmp_path, [Child("first", SLEEP), Child("second", ["second"])], clock=lambda: now[0])
+    first, second = keeper.kept
+    try:
+        for deaths in (1, 2, 3):
+            keeper.step()
+            keeper.step()  # its pause is not over
+            assert (second.process, second.deaths) == (None, deaths)
+            assert second.again == pytest.approx(now[0] + pause(deaths))
+            now[0] = second.again
+        assert first.process is not None
+        assert first.process.poll() is None
+        assert "second: could not be started: [Errno 11] Resource temporarily unavailable" in caplog.text
+        second.child = Child("second", SLEEP)
+        keeper.step()
+        assert second.process is not None
+    finally:
+        keeper._end_all()
+
+
+def test_a_full_disk_ends_neither_the_supervisor_nor_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    keeper = Supervisor(tmp_path, [Child("one", SLEEP)])
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "unlink", full)
+    keeper.step()
+    process = keeper.kept[0].process
+    assert process is not None
+    assert "No space left" in caplog.text
+    process.kill()
+    until(lambda: (keeper.step(), keeper.kept[0].process not in {None, process})[1])  # type: ignore[func-returns-value]
+    keeper._end_all()
+    assert keeper.kept[0].process is None
+    assert caplog.text.count("No space left") == 4
 
 
 def test_whoever_waits_for_a_farm_to_end_waits_for_each_of_its_children(tmp_path: Path) -> None:
