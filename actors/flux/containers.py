@@ -1,6 +1,7 @@
 """Where the parts of a model lie: in one file, a folder of files, a diffusers folder, a ComfyUI `models` folder."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -24,6 +25,7 @@ from actors.flux.quant import is_marker, precision, refuse_foreign, refuse_types
 Kind = Literal["file", "folder", "diffusers", "comfyui"]
 SUFFIXES = {".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES}
 COMFYUI = ("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae", "loras")
+MOST_ENTRIES = 100_000  # of a ComfyUI folder: a link may lead anywhere
 DIFFUSERS: dict[str, Part] = {
     "transformer": "transformer",
     "vae": "vae",
@@ -103,7 +105,10 @@ def find(path: Path) -> Found:
     if is_diffusers(path):
         return gathered(path, "diffusers", ([path / name] for name in DIFFUSERS if (path / name).is_dir()))
     if is_comfyui(root):
-        return gathered(root, "comfyui", ([file] for name in COMFYUI for file in weight_files(root / name, "**/*")))
+        try:
+            return gathered(root, "comfyui", [[file] for file in weights_below(root)])
+        except WeightsError as error:
+            return Found(root, "comfyui", (), refused=(str(error),))
     if (path / "config.json").exists() and shard_index(path):
         return gathered(path, "diffusers", [[path]])
     return gathered(path, "folder", ([file] for file in weight_files(path)))
@@ -117,8 +122,33 @@ def is_comfyui(path: Path) -> bool:
     return any((path / name).is_dir() for name in COMFYUI[:5])
 
 
-def weight_files(folder: Path, pattern: str = "*") -> list[Path]:
-    return sorted(file for file in folder.glob(pattern) if file.suffix.lower() in SUFFIXES and file.is_file())
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*") if is_weights(file))
+
+
+def is_weights(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and file.is_file()
+
+
+def weights_below(root: Path) -> list[Path]:
+    """The weights of a ComfyUI folder, by kind. Links are followed, for large files lie elsewhere; a folder is looked
+    at once, however many links lead to it, in circles or not."""
+    files: list[Path] = []
+    seen, entries = set(), 0
+    for name in COMFYUI:
+        below: list[Path] = []
+        for folder, folders, names in os.walk(root / name, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            entries += len(folders) + len(names)
+            if entries > MOST_ENTRIES:
+                refuse(root, f"more than {MOST_ENTRIES:,} files lie below it or behind its links: give one of weights")
+            below += (file for file in (Path(folder, each) for each in names) if is_weights(file))
+        files += sorted(below)
+    return files
 
 
 def gathered(path: Path, kind: Kind, places: Iterator[list[Path]] | list[list[Path]]) -> Found:

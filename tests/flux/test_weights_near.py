@@ -1,16 +1,19 @@
 """What the names and documents near weights say of them, and whom they are believed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from actors import models
+from actors.flux import containers
 from actors.flux.check import check
 from actors.flux.config import FLUX1_DEV
 from actors.flux.containers import find
 from actors.flux.shapes import expected
 from tests.flux import containers_kit as kit
-from tests.flux.samples import VAE_WEIGHTS
+from tests.flux.samples import VAE_WEIGHTS, comfyui
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,34 @@ def test_a_config_that_counts_other_channels_than_its_weights_is_a_problem(tmp_p
     assert "decoder.conv_in.weight is [16, 16, 3, 3], not [16, 4, 3, 3]" in report.problems[0]
     (tmp_path / "vae" / "config.json").write_text(json.dumps(SDXL | {"latent_channels": 16}))
     assert check(file).loads
+
+
+def test_links_are_followed_and_no_folder_is_looked_at_twice(tmp_path: Path) -> None:
+    real = comfyui(tmp_path / "store" / "models")
+    folder = tmp_path / "here"
+    for name in ("tokenizers", "text_encoders"):
+        shutil.copytree(real / name, folder / name)
+    (folder / "vae").mkdir()
+    for place in (folder, folder / "vae"):
+        shutil.copy(real / "config.json", place)
+    (folder / "vae" / "flux").symlink_to(real / "vae")
+    (folder / "diffusion_models").symlink_to(real / "diffusion_models")
+    (folder / "unet").symlink_to(folder / "diffusion_models")
+    (real / "vae" / "again").symlink_to(real / "vae")
+    (real / "vae" / "all").symlink_to(folder)
+    (real / "vae" / "gone").symlink_to(tmp_path / "nowhere")
+    report = check(folder)
+    assert report.complete
+    assert len(report.parts) == 4
+
+
+def test_a_link_into_a_sea_of_files_is_told_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = comfyui(tmp_path / "models")
+    monkeypatch.setattr(containers, "MOST_ENTRIES", 40)
+    assert check(folder).complete
+    (tmp_path / "sea").mkdir()
+    for number in range(40):
+        (tmp_path / "sea" / str(number)).touch()
+    (folder / "loras").symlink_to(tmp_path / "sea")
+    assert "more than 40 files" in check(folder).problems[0]
+    assert not any(row["ready"] for row in models.models_table(folder) if row["name"] != "tiny")
