@@ -8,7 +8,7 @@ in order.
 import logging
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,9 +128,17 @@ def pin(hosts: Sequence[Tensor]) -> list[Tensor]:
                 len(hosts) - len(pinned),
                 len(hosts),
             )
+            forget_error()
             break
         pinned.append(host)
     return pinned
+
+
+def forget_error() -> None:
+    """A call that failed stays CUDA's last error, and the next launch would answer for it: this one does, and by
+    reporting the error it clears it. One that is more than a refusal comes back with every launch."""
+    with suppress(RuntimeError):
+        torch.ones(1, device="cuda")
 
 
 def unpin(hosts: Sequence[Tensor]) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.flux.model import Flux
-from actors.flux.offload import fits, stream_blocks, streams
+from actors.flux.offload import fits, pin, stream_blocks, streams, unpin
 from tests.flux.samples import reference, velocity
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
@@ -86,3 +86,12 @@ def test_weights_too_large_for_the_device_stream() -> None:
     assert not streams("auto", 90, 100)
     assert streams("always", 1, 100)
     assert not streams("never", 1000, 100)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_memory_that_cannot_be_locked_is_no_error_of_the_next_launch() -> None:
+    host = torch.empty(4096, dtype=torch.uint8)
+    pinned = pin([host, host])  # what is locked already is refused
+    assert len(pinned) == 1
+    assert torch.ones(2, device="cuda").sum().item() == 2
+    unpin(pinned)
