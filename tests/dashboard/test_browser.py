@@ -127,7 +127,7 @@ def test_every_page_is_drawn_without_complaint(
     sign_in(page, site)
     SHOTS.mkdir(exist_ok=True)
     pages = {"gallery": "/", "batches": "/batches", "batch": f"/batches/{site.batch}", "job": "/jobs/1"}
-    pages |= {"held": f"/jobs/{site.held}", "missing": "/batches/999"}
+    pages |= {"held": f"/jobs/{site.held}", "missing": "/batches/999", "signin": "/signin"}
     for name, path in pages.items():
         page.goto(site.url + path)
         page.evaluate("document.querySelectorAll('img').forEach((image) => image.loading = 'eager')")
