@@ -312,3 +312,20 @@ def test_a_folder_without_weights_is_told_what_was_looked_for(
     assert said.splitlines()[0] == expected
     assert "memory" not in said
     assert "0.0 MB" not in said
+
+
+def test_a_file_that_cannot_be_read_is_told_below_the_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from farm.cli import _run
+
+    monkeypatch.setenv("FARM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FARM_MODELS", str(tmp_path))
+    bad = tmp_path / "diffusion_models" / "flux1-dev.safetensors"
+    bad.parent.mkdir()
+    bad.write_bytes(b"no weights at all")
+    assert _run(["models", "ls"]) == 0
+    assert f"farm: not used: {bad}: " in capsys.readouterr().err
+    monkeypatch.setenv("FARM_MODELS", str(tmp_path / "nope"))
+    assert _run(["models", "ls"]) == 0
+    assert f"FARM_MODELS names no folder {tmp_path}/nope" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.commands.output import as_json, columns_of, facts, say, say_bad_lines, table
+from farm.commands.output import as_json, columns_of, counted, facts, say, say_bad_lines, table
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 BatchId = Annotated[int, typer.Argument(metavar="BATCH")]
@@ -49,7 +49,7 @@ def _say_submitted(done: dict[str, Any]) -> None:
         say(f"farm: {lines} bad and left out (`farm show {done['id']}` lists them)")
         say_bad_lines(done["bad_lines"], done["bad_line_count"])
     known = " (the project has this content already; --again makes it once more)" if done["repeated"] else ""
-    print(f"batch {done['id']}: {done['jobs']} job{'' if done['jobs'] == 1 else 's'}{known}")
+    print(f"batch {done['id']}: {counted(done['jobs'], 'job')}{known}")
 
 
 def ls(
@@ -157,7 +157,9 @@ def download(batch: BatchId, folder: Annotated[Path, typer.Argument(metavar="DIR
         as_json(rows)
     else:
         files = sum(row["file"] is not None for row in rows)
-        print(f"{files} images of {len(rows)} jobs in {folder}, listed in {folder / 'index.jsonl'}")
+        print(
+            f"{counted(files, 'image')} of {counted(len(rows), 'job')} in {folder}, listed in {folder / 'index.jsonl'}"
+        )
 
 
 def _deed(what: str, action: str, **params: Any) -> None:

@@ -27,7 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 @models.command("ls")
 def models_ls(json_: Json = False) -> None:
     """List the models: licence, who accepted it, whether their files are there, what is missing."""
-    from actors.models import models_table
+    from actors.models import models_table, places
     from farm import config
 
     settings = config.load()
@@ -46,6 +46,9 @@ def models_ls(json_: Json = False) -> None:
         for row in rows
     ]
     table(shown, ["name", "state", "edits", "licence", "accepted", "missing"])
+    for found in places(Path(settings.models)) if settings.models else ():
+        for why in found.refused:
+            say(f"farm: not used: {why}")
 
 
 @models.command("accept")

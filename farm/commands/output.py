@@ -34,6 +34,10 @@ def say(text: str) -> None:
     print(clean(text), file=sys.stderr, flush=True)
 
 
+def counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def say_bad_lines(bad: Sequence[Mapping[str, Any]], count: int) -> None:
     """The first bad lines with all that is wrong with each, and how many more there are."""
     shown = bad[:SHOWN_BAD]

@@ -69,7 +69,13 @@ def test_a_picture_that_is_not_there_is_one_bad_line_among_the_others(
     farm: Shell, tmp_path: Path, world: World
 ) -> None:
     (tmp_path / "a.png").write_bytes(picture())
-    lines = [{"image": "nope.png"}, {"image": "nope.png", "colour": "red"}, {"image": "a.png"}, {"steps": 0}, {}]
+    lines: list[dict[str, Any]] = [
+        {"image": "nope.png"},
+        {"image": "nope.png", "colour": "red"},
+        {"image": "a.png"},
+        {"steps": 0},
+        {},
+    ]
     path = batch_file(tmp_path, *lines, {"image": "."}, {"image": "a\0.png"})
     assert farm("submit", path) == 2
     first, *told = farm.err.splitlines()
