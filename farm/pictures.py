@@ -61,6 +61,7 @@ def to_frame(image: Image.Image) -> Frame:
 
 def in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """As the profile in the file means its numbers. One that is damaged or of another kind of picture is left out."""
+    image = image if image.mode in ("L", "CMYK") else image.convert("RGB")
     if profile:
         with contextlib.suppress(ImageCms.PyCMSError, OSError):
             meant, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")

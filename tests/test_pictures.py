@@ -76,6 +76,7 @@ def test_a_colour_profile_is_followed_in_the_child() -> None:
     red = Image.new("RGB", (2, 1), (255, 0, 0))
     assert pictures.decode_stranger(encoded(red, icc_profile=SWAPPED), 100).pixels == b"\0\xff\0" * 2
     assert colour(encoded(red, icc_profile=profile("sRGB"))) == (255, 0, 0)
+    assert colour(encoded(red.quantize(2), icc_profile=SWAPPED)) == (0, 255, 0)
 
 
 def test_profile_and_transparency_and_orientation_are_all_followed() -> None:
