@@ -139,10 +139,10 @@ class Pool:
             if place.gang is not None:
                 self._ready(place)
         except Exception as error:
-            before = place.waits_for
-            if (words := str(self._lost(place, error))) != before:  # once
-                log.warning("no warm gang of %s: %s", place.post.pool, words)
-            place.full = time.time()
+            before, fault = place.waits_for, self._lost(place, error)
+            if str(fault) != before:  # once
+                log.warning("no warm gang of %s: %s", place.post.pool, fault)
+            place.full = 0.0 if fault.cause is Cause.RAY_GONE else time.time()  # which may be back any moment
 
     def close(self, *, remove: bool = False) -> None:
         """Leave Ray. The gangs stay warm for the next dispatcher unless they are to be removed."""
@@ -189,7 +189,7 @@ class Pool:
         now = time.time()
         if places and all(place.form.rests_at(now) for place in places):
             soonest = min(places, key=lambda place: place.form.until)
-            raise Fault(Cause.RAY_GONE, f"every gang of {soonest.post.card.name} rests: {soonest.waits_for}")
+            raise Fault(Cause.NO_ROOM, f"every gang of {soonest.post.card.name} rests: {soonest.waits_for}")
 
     def _leave(self, place: Place) -> None:
         """A saturated gang does not idle until somebody looks again."""

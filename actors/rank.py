@@ -47,17 +47,15 @@ class Shard:
 def load_shard(post: Post) -> Shard:
     import torch
 
-    from actors.flux.weights import weights_sha256
-    from actors.models import load_renderer, locate
+    from actors.models import load_known
     from actors.plan import precision_of
 
     folder = Path(post.models) if post.models else None
     device = device_of(post)
     dtype = getattr(torch, precision_of(post.precision, device))
     setting = cast("Setting", post.offload)
-    renderer = load_renderer(post.card, folder, device, dtype, setting, post.tensor, post.sequence)
-    files = locate(post.card, folder).paths
-    return Shard(renderer, weights_sha256(files), files)
+    known = load_known(post.card, folder, device, dtype, setting, post.tensor, post.sequence)
+    return Shard(known.renderer, known.weights, known.files)
 
 
 def device_of(post: Post) -> str:
