@@ -19,7 +19,7 @@ from actors.pool import Pool
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
-from farm.ports import GangState, Rendered, RenderRequest
+from farm.ports import Frame, GangState, Rendered, RenderRequest
 from tests.actors.conftest import CARDS, request_of, until
 
 # Ray warns, of itself, that it will one day stop hiding devices from actors that asked for none.
@@ -123,22 +123,22 @@ def test_cancelling_reaches_a_running_group_and_one_that_waits(pool: Pool) -> No
     assert drawn(pool) == first
 
 
-def test_a_place_that_ends_three_different_jobs_is_rested_and_then_draws_again(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("actors.bench.REST_S", 20.0)
+def test_a_place_that_ends_three_different_jobs_is_rested_and_then_draws_again(settings: Settings) -> None:
+    pool = make(settings)
+    (place,) = pool.places["flat"]
     for job in (1, 2, 2, 3):
-        with pytest.raises(Fault) as caught:
-            pool.render([request_of("die", job)], never)
-        assert caught.value.cause is Cause.GANG_DIED
+        pool._all_rest([place])
+        pool._judge(place, job, [Fault(Cause.GANG_DIED, "it died", gang="g")])
     (benched,) = [row for row in pool.status() if row.state is GangState.BENCHED]
-    assert "rested for 20 s after 3 jobs in a row" in benched.waits_for
-    fault = failed(pool, "a")
+    assert "rested for 30 s after 3 jobs in a row" in benched.waits_for
+    fault = failed(pool, "a")  # without a gang: none is built
     assert CAUSES[fault.cause] is Payer.ENVIRONMENT
     assert "every gang of flat rests" in fault.detail
-    place = pool.places["flat"][0]
     place.form = replace(place.form, until=0.0)  # it is over
-    drawn(pool)
+    assert pool._free([place]) is place
+    pool._judge(place, 4, [Fault(Cause.RENDER_ERROR, "the job's own")])
+    assert place.form.rests == 1
+    pool._judge(place, 4, [Rendered(Frame(1, 1, b"rgb"), "g", "w")])
     assert place.form == Form()
 
 
