@@ -162,27 +162,29 @@ class Pool:
             raise Fault(Cause.WEIGHTS_MISSING, f"this farm has no pool for {model!r}")
         while not cancelled():
             self._all_rest(self.places[model])
-            place = self._free(self.places[model])
+            place, first = self._free(self.places[model])
             if place is not None:
-                if place.gang is not None or self._first(place) or self._further(place):
+                if place.gang is not None or first or self._further(place):
                     return place
                 self._leave(place)
             with self.freed:
                 self.freed.wait(POLL_S)
         raise Fault(Cause.LEASE_LOST, "given up while it waited for its gang")
 
-    def _free(self, places: Sequence[Place]) -> Place | None:
-        """Locked; an empty one is from now on starting, so that nobody else takes himself for the first."""
+    def _free(self, places: Sequence[Place]) -> tuple[Place | None, bool]:
+        """Locked, and whether it is the first of its model: that one may press others out, and waits where there is no
+        room at all. An empty one is from now on starting, so that nobody else takes himself for the first."""
         now = time.time()
         fit = [place for place in places if not place.form.rests_at(now)]
         able = [place for place in fit if place.gang is not None or now - place.full > FULL_S]
         with self.freed:
+            none = all(place.state in (GangState.GONE, GangState.BENCHED) for place in places)
             for place in sorted(able, key=lambda place: place.gang is None):
                 if place.lock.acquire(blocking=False):
                     if place.gang is None:
                         place.now(GangState.STARTING, "room in the cluster")
-                    return place
-        return None
+                    return place, none
+        return None, False
 
     def _all_rest(self, places: Sequence[Place]) -> None:
         """Then no job waits inside: it goes back to the queue, with the reason, and pays nothing."""
@@ -197,12 +199,12 @@ class Pool:
             place.lock.release()
             self.freed.notify_all()
 
-    def _first(self, place: Place) -> bool:
-        """It may press others out, and waits where there is no room at all; a further one may not."""
-        others = (other for other in self.places[place.post.card.name] if other is not place)
-        return all(other.state in (GangState.GONE, GangState.BENCHED) for other in others)
-
     def _further(self, place: Place) -> bool:
+        """Not while another one of the model waits for room: it came first."""
+        others = (other for other in self.places[place.post.card.name] if other is not place)
+        if any(other.state is GangState.STARTING and other.gang is None for other in others):
+            place.now(GangState.GONE, "a job")
+            return False
         try:
             self._join(place)
             place.gang = self._found(place) or self._built(place)

@@ -135,7 +135,7 @@ def test_a_place_that_ends_three_different_jobs_is_rested_and_then_draws_again(s
     assert CAUSES[fault.cause] is Payer.ENVIRONMENT
     assert "every gang of flat rests" in fault.detail
     place.form = replace(place.form, until=0.0)  # it is over
-    assert pool._free([place]) is place
+    assert pool._free([place]) == (place, True)
     pool._judge(place, 4, [Fault(Cause.RENDER_ERROR, "the job's own")])
     assert place.form.rests == 1
     pool._judge(place, 4, [Rendered(Frame(1, 1, b"rgb"), "g", "w")])
