@@ -33,7 +33,7 @@ from benchmarks.queue import machine
 from farm.config import PoolSpec, Settings
 from farm.job import Spec
 from farm.job_queue import NewJob
-from farm.ports import GangState, RenderRequest
+from farm.ports import GangState, GangStatus, RenderRequest
 
 if TYPE_CHECKING:
     from actors.flux.render import Pixels, RenderJob
@@ -115,6 +115,10 @@ class Running:
         queue.accept(batch, hashlib.sha256(name.encode()).hexdigest())
         return batch
 
+    @property
+    def gangs(self) -> list[GangStatus]:
+        return [row for row in self.pool.status() if row.model == "tiny"]
+
     def drain(self, batch: int, said: str) -> None:
         from farm.insights import Insights
 
@@ -180,7 +184,7 @@ def until(true: Callable[[], bool], what: str) -> None:
 
 def through(one: Running, jobs: int, said: str) -> float:
     """Images/s from the moment the batch is there until its last job has ended; everything is warm before."""
-    one.drain(one.submit(2 * one.dispatcher.group * len(one.pool.status()), f"{said}, warming"), f"{said}, warming")
+    one.drain(one.submit(2 * one.dispatcher.group * len(one.gangs), f"{said}, warming"), f"{said}, warming")
     began = time.monotonic()
     one.drain(one.submit(jobs, said), said)
     return jobs / (time.monotonic() - began)
@@ -220,15 +224,15 @@ def counted() -> Iterator[Traffic]:
 
 def recovery(one: Running) -> float:
     """Seconds from a rank's end to a job in a gang of another name in its place."""
-    batch = one.submit(4 * one.dispatcher.group * len(one.pool.status()), "recovery")
-    until(lambda: all(row.state is GangState.BUSY for row in one.pool.status()), "busy gangs")
-    place = one.pool.status()[0]
+    batch = one.submit(4 * one.dispatcher.group * len(one.gangs), "recovery")
+    until(lambda: all(row.state is GangState.BUSY for row in one.gangs), "busy gangs")
+    place = one.gangs[0]
     gang = next(each.gang for each in one.pool.places["tiny"] if each.gang and each.gang.id == place.gang)
     os.kill(gang.hello().pid, signal.SIGKILL)
     began = time.monotonic()
 
     def again() -> bool:
-        now = one.pool.status()[0]
+        now = one.gangs[0]
         return now.gang not in ("", place.gang) and now.state is GangState.BUSY
 
     until(again, "another gang at work")
