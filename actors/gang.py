@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from actors.messages import Hello, Order, Post
 from actors.rank import CONTROL, RENDER, Rank
 from farm.errors import Fault
 from farm.job import Cause
-from farm.ports import GangState, Rendered
+from farm.ports import GangState, Rendered, Step, ignore
 
 log = logging.getLogger("farm.gang")
 PREFIX, HOLDER = "gang/", "holder/"
@@ -53,7 +53,9 @@ class Gang:
         meeting = ray.get(self.ranks[0].meet.remote(), timeout=limit_s) if len(self.ranks) > 1 else ""
         ray.get([rank.load.options(concurrency_group=RENDER).remote(meeting) for rank in self.ranks], timeout=limit_s)
 
-    def render(self, order: Order, cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
+    def render(
+        self, order: Order, cancelled: Callable[[], bool], watch: Callable[[Sequence[Step]], None] = ignore
+    ) -> list[Rendered | Fault]:
         """Every rank runs the whole loop; the first answers. A rank that fails is heard at once."""
         import ray
 

@@ -26,7 +26,7 @@ from actors.plan import pools_of
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
-from farm.ports import GangState, GangStatus, ModelCard, Rendered, RenderRequest
+from farm.ports import GangState, GangStatus, ModelCard, Rendered, RenderRequest, Step, ignore
 
 log = logging.getLogger("farm.pool")
 ROOM_S = 5.0
@@ -80,11 +80,16 @@ class Pool:
         self.swept, self.closed = False, threading.Event()
         self.freed = threading.Condition()
 
-    def render(self, requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
+    def render(
+        self,
+        requests: Sequence[RenderRequest],
+        cancelled: Callable[[], bool],
+        watch: Callable[[Sequence[Step]], None] = ignore,
+    ) -> list[Rendered | Fault]:
         place = self._place(requests[0].spec.model, cancelled)
         job = requests[0].job_id
         try:
-            answers = self._render(place, tuple(requests), cancelled)
+            answers = self._render(place, tuple(requests), cancelled, watch)
             self._judge(place, job, answers)
             return answers
         except Exception as error:
@@ -216,12 +221,16 @@ class Pool:
         return place.gang is not None
 
     def _render(
-        self, place: Place, requests: tuple[RenderRequest, ...], cancelled: Callable[[], bool]
+        self,
+        place: Place,
+        requests: tuple[RenderRequest, ...],
+        cancelled: Callable[[], bool],
+        watch: Callable[[Sequence[Step]], None],
     ) -> list[Rendered | Fault]:
         self._join(place)
         one = self._ready(place)
         place.now(GangState.BUSY, f"{len(requests)} pictures")
-        answers = one.render(Order(os.urandom(8).hex(), requests, self.limit(requests)), cancelled)
+        answers = one.render(Order(os.urandom(8).hex(), requests, self.limit(requests)), cancelled, watch)
         place.now(GangState.READY, "a job")
         ending = [answer for answer in answers if isinstance(answer, Fault) and faults.ends_gang(answer)]
         if ending:

@@ -131,9 +131,32 @@ class GangStatus:
     since: float  # when that began, as time.time() gives it
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a running job is."""
+
+    job_id: int
+    attempt: int
+    step: int
+    total: int
+    preview: Frame | None = None  # small; not to be shown before the gate has allowed it
+    gang: str = ""  # who drew the preview, and from which weights
+    weights: str = ""
+
+
+def ignore(_: Sequence[Step]) -> None:
+    """For whoever does not care how far a job is."""
+
+
 class Renderer(Protocol):
-    def render(self, requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
-        """All of one shape key; one answer for each, in order. Raises Fault if the group as a whole failed."""
+    def render(
+        self,
+        requests: Sequence[RenderRequest],
+        cancelled: Callable[[], bool],
+        watch: Callable[[Sequence[Step]], None] = ignore,
+    ) -> list[Rendered | Fault]:
+        """All of one shape key; one answer for each, in order. Raises Fault if the group as a whole failed. While they
+        are drawn, `watch` hears about once a second how far they are; it must not block."""
         ...
 
     def status(self) -> list[GangStatus]:

@@ -19,7 +19,9 @@ from farm.ports import (
     RenderRequest,
     Signed,
     Stage,
+    Step,
     Verdict,
+    ignore,
 )
 
 
@@ -30,7 +32,12 @@ class FlatRenderer:
     trouble: Callable[[RenderRequest], Fault | None] = lambda request: None
     calls: int = 0
 
-    def render(self, requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
+    def render(
+        self,
+        requests: Sequence[RenderRequest],
+        cancelled: Callable[[], bool],
+        watch: Callable[[Sequence[Step]], None] = ignore,
+    ) -> list[Rendered | Fault]:
         self.calls += 1
         return [self.trouble(request) or self._draw(request) for request in requests]
 
