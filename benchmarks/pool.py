@@ -210,8 +210,8 @@ def counted() -> Iterator[Traffic]:
         traffic.calls += 1
         return remote(self, *args, **options)
 
-    def weighed(self: Gang, order: Order, *rest: Any) -> Any:
-        answers = render(self, order, *rest)
+    def weighed(self: Gang, order: Order, *rest: Any, **more: Any) -> Any:
+        answers = render(self, order, *rest, **more)
         traffic.bytes += len(self.ranks) * len(pickle.dumps(order)) + len(pickle.dumps(answers))
         return answers
 
