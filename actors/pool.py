@@ -6,31 +6,25 @@ all are busy, another gang is built if a place is empty and the cluster has room
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 
-from actors import cluster, faults, gang, placing
+from actors import cluster, faults, gang, room
 from actors.bench import STRIKES, Form
 from actors.gang import Gang
-from actors.messages import Order, Post
-from actors.nodes import node_of
-from actors.placing import Bundle, Room
+from actors.messages import Order
+from actors.places import Place, post_of
 from actors.plan import pools_of
-from farm.config import PoolSpec, Settings
+from farm.config import Settings
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
 from farm.ports import GangState, GangStatus, ModelCard, Rendered, RenderRequest, Step, ignore
 
 log = logging.getLogger("farm.pool")
 ROOM_S = 5.0
-LOAD_S = 1800.0
 POLL_S = 0.1
 TEND_S = 5.0
 FULL_S = 30.0  # the cluster was found full: no further gang is tried for so long
@@ -40,26 +34,6 @@ def limit_s(requests: Sequence[RenderRequest]) -> float:
     """Far longer than the slowest sound device takes; past it the gang hangs."""
     work = sum(request.spec.steps * request.spec.width * request.spec.height / 1e6 for request in requests)
     return 300.0 + 60.0 * work
-
-
-@dataclass(slots=True)
-class Place:
-    """Of one gang in a pool, and the lock of whoever uses it."""
-
-    number: int
-    post: Post
-    spec: PoolSpec
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    gang: Gang | None = None
-    connection: str = ""  # the one the gang's handles belong to
-    state: GangState = GangState.GONE
-    waits_for: str = "a job"
-    since: float = field(default_factory=time.time)
-    full: float = 0.0  # when it last found no room
-    form: Form = field(default_factory=Form)
-
-    def now(self, state: GangState, waits_for: str = "") -> None:
-        self.state, self.waits_for, self.since = state, waits_for, time.time()
 
 
 class Pool:
@@ -100,18 +74,7 @@ class Pool:
             self._leave(place)
 
     def status(self) -> list[GangStatus]:
-        return [
-            GangStatus(
-                place.post.pool,
-                place.number,
-                place.post.card.name,
-                place.gang.id if place.gang else "",
-                place.state,
-                place.waits_for,
-                place.since,
-            )
-            for place in self._all()
-        ]
+        return [place.status() for place in self._all()]
 
     def start(self) -> None:
         """Tend the pools until `close`."""
@@ -273,7 +236,7 @@ class Pool:
         return gang.attach(place.post, [other.gang.id for other in self._all() if other.gang is not None])
 
     def _built(self, place: Place) -> Gang | None:
-        return gang.build(place.post, self._gpus(place.post), self.room_s)
+        return gang.build(place.post, room.gpus_of(place.post), self.room_s)
 
     def _pressed(self, place: Place) -> Gang:
         """Where there is no room, a gang that nobody uses makes some; then our idle one that was not used for longest.
@@ -281,27 +244,13 @@ class Pool:
         Those of other dispatchers are theirs.
         """
         while (built := self._built(place)) is None:
-            wanted = self._words(place.post)
-            if not self._ever_fits(place.post):
+            wanted = room.words(place.post)
+            if not room.ever_fits(place.post):
                 raise Fault(Cause.NO_ROOM, f"these nodes are too small for {wanted}: see `farm pool plan`")
             if not gang.remove_one_unused() and not self._evict(place):
                 others = ", ".join(gang.standing()) or "none"
                 raise Fault(Cause.NO_ROOM, f"no node has room for {wanted}; gangs in use: {others}")
         return built
-
-    def _ever_fits(self, post: Post) -> bool:
-        """On nodes that were empty: where not, others would make room for nothing."""
-        import ray
-
-        units = placing.units
-        bundle = Bundle(units(post.tensor * post.cpus), units(post.tensor * self._gpus(post)), dict(post.labels))
-        rooms = [Room.of(node_of(row)) for row in ray.nodes() if row["Alive"]]
-        return placing.place(bundle, post.sequence, rooms) is not None
-
-    def _words(self, post: Post) -> str:
-        labels = "".join(f", {name}={value}" for name, value in post.labels)
-        each = f"{post.cpus:g} CPU, {self._gpus(post):g} GPU{labels}"
-        return f"a gang of {post.pool} ({post.ranks} rank{'s' * (post.ranks > 1)} of {each})"
 
     def _evict(self, place: Place) -> bool:
         idle = (other for other in self._all() if other is not place and other.gang is not None)
@@ -313,14 +262,6 @@ class Pool:
                     other.lock.release()
                 return True
         return False
-
-    def _gpus(self, post: Post) -> float:
-        """Of one rank."""
-        import ray
-
-        if post.gpus is not None:
-            return post.gpus
-        return float(post.device.startswith("cuda") or (post.device == "auto" and "GPU" in ray.cluster_resources()))
 
     def _sweep(self) -> None:
         if not self.swept:
@@ -358,32 +299,3 @@ class Pool:
         except Exception as error:
             log.warning("gang %s could not be removed, the next pool sweeps it: %s", one.id, faults.fault_of(error))
             self.swept = False
-
-
-def post_of(pool: PoolSpec, card: ModelCard, settings: Settings, shard: str) -> Post:
-    folder = pool.weights or settings.models
-    return Post(
-        card,
-        shard,
-        pool.called,
-        str(Path(folder).absolute()) if folder else "",
-        pool.device or settings.device,
-        pool.precision,
-        settings.offload,
-        LOAD_S,
-        pool.tensor,
-        pool.sequence,
-        pool.cpus,
-        pool.gpus,
-        tuple(sorted(pool.labels.items())),
-        code_of(),
-    )
-
-
-@cache
-def code_of() -> str:
-    """A gang of other code than ours is not taken over: the same seed might not be the same picture."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

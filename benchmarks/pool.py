@@ -260,7 +260,7 @@ def measure(gangs: int, jobs: int, tiny_jobs: int, group: int) -> dict[str, Any]
 
 def post_of(shard: str) -> Post:
     from actors.models import card_of
-    from actors.pool import post_of
+    from actors.places import post_of
 
     return post_of(PoolSpec(model="tiny"), card_of("tiny"), Settings(device="cpu"), shard)
 
