@@ -278,6 +278,17 @@ def blocks_stream(
     return streams(offload, memory_of(files.sets, ranks) * dtype.itemsize // 2, free)
 
 
+def lacking(card: ModelCard, folder: Path | None) -> str:
+    """What of the model's files is not there, in words; "" where it is all there."""
+    try:
+        locate(card, folder)
+    except Fault as fault:
+        return fault.detail
+    except (WeightsError, OSError) as error:
+        return str(error)
+    return ""
+
+
 def models_table(folder: Path | None) -> list[dict[str, Any]]:
     """One row a model for `farm models ls`."""
     return [row(card, folder) for card in CARDS]

@@ -33,18 +33,20 @@ class Place:
     since: float = field(default_factory=time.time)
     full: float = 0.0  # when it last found no room
     form: Form = field(default_factory=Form)
+    lacks: str = ""  # what of the model's files is not there, as far as this machine can see
 
     def now(self, state: GangState, waits_for: str = "") -> None:
         self.state, self.waits_for, self.since = state, waits_for, time.time()
 
     def status(self) -> GangStatus:
+        lacks = bool(self.lacks) and self.state in (GangState.GONE, GangState.STARTING)
         return GangStatus(
             self.post.pool,
             self.number,
             self.post.card.name,
             self.gang.id if self.gang else "",
-            self.state,
-            self.waits_for,
+            GangState.LACKING if lacks else self.state,
+            self.lacks if lacks else self.waits_for,
             self.since,
         )
 

@@ -11,11 +11,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from actors import cluster, faults, gang, room
 from actors.bench import STRIKES, Form
 from actors.gang import Gang
 from actors.messages import Order
+from actors.models import lacking
 from actors.places import Place, post_of
 from actors.plan import pools_of
 from farm.config import Settings
@@ -27,6 +29,7 @@ log = logging.getLogger("farm.pool")
 ROOM_S = 5.0
 POLL_S = 0.1
 TEND_S = 5.0
+LOOK_S = 20.0  # whether the files of a model have come or gone: headers alone are read
 FULL_S = 30.0  # the cluster was found full: no further gang is tried for so long
 
 
@@ -77,8 +80,9 @@ class Pool:
         return [place.status() for place in self._all()]
 
     def start(self) -> None:
-        """Tend the pools until `close`."""
-        threading.Thread(target=self._keep_tending, name="pool", daemon=True).start()
+        """Tend the pools, and see whether their files are there, until `close`."""
+        for name, deed in (("pool", self._keep_tending), ("files", self._keep_looking)):
+            threading.Thread(target=deed, name=name, daemon=True).start()
 
     def tend(self) -> None:
         """Build the gangs that are kept warm, and let go of those that are not and had no job for long. What is in use
@@ -97,6 +101,22 @@ class Pool:
     def _keep_tending(self) -> None:
         while not self.closed.wait(TEND_S):
             self.tend()
+
+    def look(self) -> None:
+        """Which pools have no files here. A job is tried nevertheless, now and then: its node may have them."""
+        posts = {place.post.pool: place.post for place in self._all()}
+        told = {name: lacking(post.card, Path(post.models) if post.models else None) for name, post in posts.items()}
+        for place in self._all():
+            place.lacks = told[place.post.pool]
+
+    def _keep_looking(self) -> None:
+        while True:
+            try:
+                self.look()
+            except Exception:
+                log.exception("the models' files could not be looked at")
+            if self.closed.wait(LOOK_S):
+                return
 
     def _warm(self, place: Place) -> None:
         try:

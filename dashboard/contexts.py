@@ -1,7 +1,8 @@
 """What each page is given, made from the read model. Pure.
 
-gallery   images (records of Insights.gallery), older (the id to page on from, or None), newest (the first page?)
-batches   batches (BatchView), older
+gallery   images (records of Insights.gallery), older (the id to page on from, or None), newest (the first page?),
+          warnings (what keeps the farm from making images)
+batches   batches (BatchView), older, warnings (of all that are shown)
 batch     batch (BatchView), runs (may this person steer it), jobs (records of Insights.jobs), only (the state shown, or
           None), more (to page on from)
 job       job (the record of Insights.job), verdict (of its frame or prompt), picture (may this person see it),

@@ -103,17 +103,18 @@ def sign_out() -> Response:
 def gallery(request: Request, the: ThePages, who: Person, before: Before = None) -> Response:
     found = the.insights.gallery(who.project_id, limit=PAGE + 1, before=before)
     images, older = contexts.page_on(found, PAGE)
-    return render(
-        request, "gallery.html", person=who, here="gallery", images=images, older=older, newest=before is None
-    )
+    context: dict[str, Any] = {"images": images, "older": older, "newest": before is None}
+    warnings = the.insights.warnings(())
+    return render(request, "gallery.html", person=who, here="gallery", warnings=warnings, **context)
 
 
 @router.get("/batches")
 def batches(request: Request, the: ThePages, who: Person, before: Before = None) -> Response:
     found = the.insights.batches(who.project_id, before=before, limit=PAGE + 1)
     shown, older = contexts.page_on(found, PAGE)
-    views = [contexts.batch_view(record) for record in shown]
-    return render(request, "batches.html", person=who, here="batches", batches=views, older=older)
+    context: dict[str, Any] = {"batches": [contexts.batch_view(record) for record in shown], "older": older}
+    warnings = dict.fromkeys(warning for record in shown for warning in record["warnings"])
+    return render(request, "batches.html", person=who, here="batches", warnings=warnings, **context)
 
 
 @router.get("/batches/{batch_id}")

@@ -140,10 +140,11 @@ class Control:
     @transaction
     def _turn(self, connection: Connection, batch_id: int, old: str, new: str, by: str, reason: str) -> None:
         now, batch = self.clock(), _batch(connection, batch_id)
+        if batch.state not in (old, new):
+            raise Conflict(f"batch {batch_id} is {batch.state}")
+        _check_goes_on(connection, batch_id)
         if batch.state == new:
             return
-        if batch.state != old:
-            raise Conflict(f"batch {batch_id} is {batch.state}")
         values = {"state": new, "reason": reason, "updated_at": now}
         connection.execute(update(BATCH).where(BATCH.c.id == batch_id).values(values))
         deed = "pause" if new == "paused" else "resume"

@@ -10,10 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
-from farm import audit, events, scheduler
+from farm import audit, events, scheduler, waiting
 from farm.errors import Fault
 from farm.job import CAUSES, OF_MODEL, Cause, Payer
 from farm.outages import FARM, SEEN_BY, Outages
@@ -26,6 +26,7 @@ IDLE_S = 0.1
 TIDY_S = 1.0
 PROBE_S = 5.0
 SIGN_HEAD_S = 60.0
+LACKING_S = 300.0  # a model whose files are not seen here is tried so often: its node may have them
 
 
 @dataclass(slots=True)
@@ -54,12 +55,13 @@ class Dispatcher:
         self.outages, self.suspects = Outages(clock), Suspects()
         self.probed = threading.Event()  # once: before that nothing is known, and nothing said
         self.warm: set[str] = set()
+        self.lacking: set[str] = set()  # models without files
 
     def run(self) -> None:
         """Until `stop()`: what runs then is finished first."""
         deeds = {
             "heart": (TIDY_S, [self._beat]),
-            "keeper": (TIDY_S, [self._expire, self._seal, self._tell_gangs]),
+            "keeper": (TIDY_S, [self._expire, self._seal, self._tell_gangs, self._see_files]),
             "cleaner": (TIDY_S, [self._tidy]),
             "prober": (PROBE_S, [self._probe, self._sign_head]),
         }
@@ -137,7 +139,7 @@ class Dispatcher:
         oldest = min((flight.since for flight in self.flights.values()), default=float("inf"))
         for fault in group.faults:
             if fault.cause in OF_MODEL:
-                self.outages.met(model, fault, self.ports.retry_s)
+                self.outages.met(model, fault, LACKING_S if model in self.lacking else self.ports.retry_s)
             elif fault.cause in SHARED:
                 self.outages.doubt(fault, self.ports.retry_s, oldest)
             elif fault.cause is not Cause.LEASE_LOST:
@@ -204,6 +206,13 @@ class Dispatcher:
 
     def _tell_gangs(self) -> None:
         self.queue.tell_gangs(self.owner, self.ports.renderer.status())
+
+    def _see_files(self) -> None:
+        """A model whose files have come is tried at once."""
+        lacking = waiting.lacking(asdict(place) | {"age_s": 0.0} for place in self.ports.renderer.status())
+        for model in self.lacking - set(lacking):
+            self.outages.come(model, Cause.WEIGHTS_MISSING)
+        self.lacking = set(lacking)
 
     def _sign_head(self) -> None:
         if self.clock() >= self.head_signed_at + SIGN_HEAD_S:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, case, func, literal_column, select, union_all
+from sqlalchemy import ColumnElement, Connection, Engine, Select, case, func, literal_column, select, true, union_all
 
+from farm import waiting
 from farm.db import reading
-from farm.job import UNSETTLED, State
+from farm.job import UNSETTLED, Cause, State
 from farm.ports import Outcome
-from farm.tables import ARTIFACT, BAD_LINE, BATCH, COMPONENT, DECISION, EVENT, GANG, JOB, JOB_FAULT, VERDICT
+from farm.tables import ARTIFACT, BAD_LINE, BATCH, COMPONENT, DECISION, EVENT, GANG, JOB, JOB_FAULT, LANE, VERDICT
+from farm.waiting import STALE_S
 
 Record = dict[str, Any]
 COUNTED_FOR_S = 5.0
-STALE_S = 15.0  # a process that has not been heard of for so long is away
 SILENT = "silent"  # the state of a gang whose dispatcher is away: what it said is no longer known to be true
 HIDDEN = ("staging", "discarded")
 VISIBLE = BATCH.c.state.not_in(HIDDEN)
@@ -53,7 +54,7 @@ class Insights:
         with reading(self.engine) as connection:
             batches = _all(connection, query)
             counts = _counts(connection, [batch["id"] for batch in batches])
-        return [_with_counts(batch, counts.get(batch["id"], {})) for batch in batches]
+        return self._warned([_with_counts(batch, counts.get(batch["id"], {})) for batch in batches])
 
     def batch(self, project_id: str, batch_id: int) -> Record | None:
         """The batch, its counts per state, whether it is settled, and what its unsettled jobs wait for."""
@@ -63,7 +64,8 @@ class Insights:
             if batch is None:
                 return None
             counts = _counts(connection, [batch_id]).get(batch_id, {})
-            return _with_counts(batch, counts) | {"waits": _all(connection, waits(batch_id))}
+            found = _with_counts(batch, counts) | {"waits": _all(connection, waits(batch_id))}
+        return self._warned([found])[0]
 
     def jobs(
         self,
@@ -79,7 +81,9 @@ class Insights:
         page = job_page(project_id, batch_id, states, after, limit).subquery()
         query = _listing().where(JOB.c.project_id == project_id, VISIBLE, JOB.c.id.in_(select(page.c.id)))
         with reading(self.engine) as connection:
-            return _all(connection, query.order_by(JOB.c.id))
+            jobs = _all(connection, query.order_by(JOB.c.id))
+        self._explained(jobs)
+        return jobs
 
     def job(self, project_id: str, job_id: int) -> Record | None:
         """Everything about one job: verdicts, faults, artifacts, decisions, and its neighbours in the chain."""
@@ -88,7 +92,7 @@ class Insights:
             if job is None:
                 return None
             verdicts = [column for column in VERDICT.c if column.name != "embedding"]
-            return job | {
+            found = job | {
                 "verdicts": _all(
                     connection, select(*verdicts).where(VERDICT.c.job_id == job_id).order_by(VERDICT.c.id)
                 ),
@@ -104,6 +108,8 @@ class Insights:
                 "parent": _relatives(connection, project_id, JOB.c.id == job["parent_job_id"]),
                 "children": _relatives(connection, project_id, JOB.c.parent_job_id == job_id),
             }
+        self._explained([found])
+        return found
 
     def artifacts(
         self, project_id: str, state: str = State.PUBLISHED, after: int = 0, limit: int = 100
@@ -141,6 +147,38 @@ class Insights:
         with reading(self.engine) as connection:
             said = _all(connection, select(GANG).where(known).order_by(*order))
         return [_of_gang(row, now) for row in said]
+
+    def warnings(self, models: Iterable[str]) -> list[str]:
+        """What jobs of these models would wait for, however well formed they are."""
+        return waiting.warnings(waiting.missing(self.components()), waiting.lacking(self.pool()), models)
+
+    def _warned(self, batches: list[Record]) -> list[Record]:
+        """Those that go on say what all or some of their jobs wait for."""
+        models = self._models([batch["id"] for batch in batches if batch["state"] == "open"])
+        missing = waiting.missing(self.components()) if models else []
+        lacking = waiting.lacking(self.pool()) if models else {}
+        for batch in batches:
+            known = batch["id"] in models
+            batch["warnings"] = waiting.warnings(missing, lacking, models[batch["id"]]) if known else []
+        return batches
+
+    def _models(self, batches: Collection[int]) -> dict[int, set[str]]:
+        """Of the jobs that are still to be drawn."""
+        lanes = select(LANE.c.batch_id, LANE.c.model).where(LANE.c.batch_id.in_(batches), LANE.c.open == true())
+        models: dict[int, set[str]] = {batch_id: set() for batch_id in batches}
+        if models:
+            with reading(self.engine) as connection:
+                for batch_id, model in connection.execute(lanes.distinct()):
+                    models[batch_id].add(model)
+        return models
+
+    def _explained(self, jobs: Iterable[Record]) -> None:
+        """A job that nobody has tried yet, because it cannot be drawn now, says why as one that was tried does."""
+        untold = [job for job in jobs if job["state"] == State.QUEUED and not job["reason"]]
+        lacking = waiting.lacking(self.pool()) if untold else {}
+        for job in untold:
+            if job["model"] in lacking:
+                job["reason"] = f"{Cause.WEIGHTS_MISSING}: {lacking[job['model']]}"
 
     def conservation(self, batch_id: int) -> Record:
         """Law 3, of one batch: what was accepted is the sum over the states."""
@@ -245,9 +283,9 @@ def _counts(connection: Connection, batches: Collection[int]) -> dict[int, dict[
 
 
 def _with_counts(batch: Record, counts: dict[str, int]) -> Record:
-    """A batch that is open, and of which nothing is to come any more, is shown as settled."""
+    """A batch that is not cancelled, and of which nothing is to come any more, is shown as settled."""
     settled = not any(counts.get(state) for state in UNSETTLED)
-    state = "settled" if settled and batch["state"] == "open" else batch["state"]
+    state = "settled" if settled and batch["state"] in ("open", "paused") else batch["state"]
     return batch | {"state": state, "counts": counts, "settled": settled}
 
 

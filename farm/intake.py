@@ -58,6 +58,7 @@ class Survey:
     jobs: int = 0
     bad_lines: int = 0
     shown: list[BadLine] = field(default_factory=list)  # what is wrong, the first of it
+    models: set[str] = field(default_factory=set)
     sha256: str = ""  # of what the good lines ask for, defaults filled in: the spelling of the file does not matter
 
 
@@ -133,6 +134,7 @@ def survey(chunks: Iterable[list[Judged]]) -> Survey:
         found.lines += 1
         if isinstance(line, Line):
             found.jobs += line.n
+            found.models.add(line.spec.model)
             asked = (line.spec, line.n, line.id, line.priority, line.picture, line.job, line.line)
             digest.update(repr(asked).encode())
         else:

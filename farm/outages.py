@@ -78,6 +78,13 @@ class Outages:
         """Work got through in these places, or there is none left to try: what was tried again has passed."""
         self._end([(place, cause) for place, cause in self._keys() if place in places and cause not in but])
 
+    def come(self, place: str, cause: Cause) -> None:
+        """What was away is seen again: nobody waits for the next try."""
+        with self.lock:
+            outage = self.standing.pop((place, cause), None)
+        if outage is not None:
+            log.info("%s is over after %.0f s", cause, self.clock() - outage.since)
+
     def places(self) -> set[str]:
         return {place for place, _ in self._keys()}
 

@@ -116,6 +116,7 @@ class GangState(StrEnum):
     BUSY = "busy"
     GONE = "gone"  # there is none; it is built when a job asks for it
     BENCHED = "benched"  # there is none, and none is built until it has rested
+    LACKING = "lacking"  # there is none, and the model's files are not where they should be
 
 
 @dataclass(frozen=True, slots=True)

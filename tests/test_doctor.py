@@ -11,7 +11,6 @@ from sqlalchemy.engine import make_url
 
 from farm.client import FarmClient
 from farm.commands import doctor
-from farm.commands.session import waits_for
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault, Unavailable
 from farm.job import Cause
@@ -111,8 +110,3 @@ def test_the_log_that_is_named_is_the_real_one(tmp_path: Path) -> None:
         raise Fault(Cause.RAY_GONE, "away")
 
     assert str(tmp_path / "home" / "log") in doctor._run("ray", away, Settings(home=tmp_path / "home")).fix
-
-
-def test_what_is_waited_for_is_told_in_words() -> None:
-    missing = ["dispatcher: none is running", "dispatcher: store_full", "dispatcher: some_new_cause"]
-    assert waits_for(missing) == "the dispatcher, room in the store, dispatcher: some new cause"

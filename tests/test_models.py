@@ -161,6 +161,8 @@ def test_what_is_missing_is_the_environments_fault_and_named(tmp_path: Path) -> 
         assert caught.value.cause is Cause.WEIGHTS_MISSING
         for need in ("transformer", "tokenizers/clip", "flux1-schnell.safetensors"):
             assert need in str(caught.value)
+        assert models.lacking(SCHNELL, folder) == caught.value.detail
+    assert models.lacking(TINY, None) == ""
     with pytest.raises(Fault, match="not rendered yet"):
         models.load_renderer(KLEIN_4B, tmp_path, "cpu", torch.float32)
 

@@ -111,3 +111,13 @@ def test_two_probes_of_one_cause_must_both_be_content(outages: Outages) -> None:
     assert outages.words()
     outages.probed("tidy", None)
     assert outages.words() == ""
+
+
+def test_what_is_seen_again_is_tried_at_once(outages: Outages, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    outages.met("tiny", away(Cause.WEIGHTS_MISSING), 300.0)
+    clock.now += 7.0
+    outages.come("tiny", Cause.NO_ROOM)
+    assert outages.blocks("tiny")
+    outages.come("tiny", Cause.WEIGHTS_MISSING)
+    assert outages.places() == set()
+    assert caplog.messages[-1] == "weights_missing is over after 7 s"

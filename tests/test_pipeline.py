@@ -21,13 +21,13 @@ from sqlalchemy import RowMapping, Table, select, update
 
 from farm.access import Access
 from farm.db import connect, migrate, reading
-from farm.dispatcher import Dispatcher, InFlight
+from farm.dispatcher import LACKING_S, Dispatcher, InFlight
 from farm.errors import BadInput, Fault
 from farm.job import CAUSES, Cause, Payer, Spec, State
 from farm.job_queue import JobQueue, NewJob
 from farm.outages import FARM
 from farm.pipeline import Group, Ports
-from farm.ports import Frame, Lease, Outcome, Rendered, RenderRequest, Stage, Verdict
+from farm.ports import Frame, GangState, GangStatus, Lease, Outcome, Rendered, RenderRequest, Stage, Verdict
 from farm.store import open_store
 from farm.suspects import LONGEST_S, SHARED, STRIKES, SUSPICIOUS, Suspects, pause_s
 from farm.tables import ARTIFACT, COMPONENT, EVENT, GANG, JOB, JOB_FAULT, UPLOAD, VERDICT
@@ -518,6 +518,23 @@ def test_one_projects_cancelled_job_holds_nobody_else_up(ports: FakePorts) -> No
     assert dispatcher.outages.places() == set()
     dispatcher._learn("tiny", Group(ports, faults=[away(Cause.WEIGHTS_MISSING)]))
     assert dispatcher.outages.places() == {"tiny"}
+
+
+def test_a_model_without_files_is_tried_rarely_and_at_once_when_they_come(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = GangStatus("flat", 0, "tiny", "", GangState.LACKING, "no vae", 0.0)
+    monkeypatch.setattr(ports.renderer, "status", lambda: [place])
+    now = [1000.0]
+    dispatcher = Dispatcher(ports, clock=lambda: now[0])
+    dispatcher._see_files()
+    dispatcher._learn("tiny", Group(ports, faults=[away(Cause.WEIGHTS_MISSING)]))
+    now[0] += LACKING_S - 1
+    dispatcher._see_files()
+    assert dispatcher.outages.blocks("tiny")
+    monkeypatch.setattr(ports.renderer, "status", lambda: [replace(place, state=GangState.GONE)])
+    dispatcher._see_files()
+    assert not dispatcher.outages.blocks("tiny")
 
 
 @pytest.mark.parametrize("trouble", ["corrupt upload", "model without room", "ray_gone of one model"])

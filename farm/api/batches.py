@@ -38,6 +38,7 @@ async def create_batch(
     """Take in a batch: the body is JSON lines.
 
     One bad line refuses all, unless `skip_bad`. What the project has already is not made once more, unless `again`.
+    `warnings` say what the jobs wait for, where they cannot be made now.
     """
     submission = Submission(name, f"{who.name} ({who.id})", priority, skip_bad, again)
     with room_for("the batch") as body:
@@ -47,10 +48,11 @@ async def create_batch(
 
 def _take(farm: Farm, project: str, body: BinaryIO, submission: Submission) -> dict[str, Any]:
     rules = Rules(project, farm.catalogue, farm.default_model, farm.settings.max_lines)
-    return _receipt(intake.take(body, submission, rules, farm.queue))
+    receipt = intake.take(body, submission, rules, farm.queue)
+    return _receipt(receipt, farm.insights.warnings(receipt.found.models))
 
 
-def _receipt(receipt: Receipt) -> dict[str, Any]:
+def _receipt(receipt: Receipt, warnings: list[str]) -> dict[str, Any]:
     found = receipt.found
     return {
         "id": receipt.batch_id,
@@ -59,6 +61,7 @@ def _receipt(receipt: Receipt) -> dict[str, Any]:
         "repeated": receipt.repeated,
         "bad_lines": [{"line": bad.line, "field": bad.field, "reason": bad.reason} for bad in found.shown],
         "bad_line_count": found.bad_lines,
+        "warnings": warnings,
     }
 
 

@@ -13,11 +13,11 @@ from prometheus_client.registry import Collector
 
 from farm.api.callers import Farm, TheFarm
 from farm.errors import FarmError
-from farm.insights import SILENT, STALE_S
+from farm.insights import SILENT
 from farm.ports import GangState
+from farm.waiting import missing
 
 router = APIRouter(tags=["health"])
-NEEDED = ("dispatcher",)  # without one the farm takes batches, but makes no image
 
 
 @router.get("/healthz")
@@ -29,8 +29,8 @@ def healthz() -> dict[str, str]:
 @router.get("/readyz")
 def readyz(farm: TheFarm) -> JSONResponse:
     """Say whether images can be made: 200, or 503 with what is missing."""
-    missing = _missing(farm)
-    return JSONResponse({"state": "waiting" if missing else "ready", "missing": missing}, 503 if missing else 200)
+    found = _missing(farm)
+    return JSONResponse({"state": "waiting" if found else "ready", "missing": found}, 503 if found else 200)
 
 
 def _missing(farm: Farm) -> list[str]:
@@ -39,24 +39,9 @@ def _missing(farm: Farm) -> list[str]:
     The dispatcher looks at the signer and at Ray all the time, idle or not: here only the database is asked.
     """
     try:
-        known = farm.insights.components()
+        return missing(farm.insights.components())
     except FarmError as error:
         return [f"database: {error.title}"]
-    missing = []
-    for kind in NEEDED:
-        some = sorted((one for one in known if one["kind"] == kind), key=lambda one: float(one["age_s"]))
-        fresh = [one for one in some if one["age_s"] < STALE_S]
-        if any(one["state"] == "ready" for one in fresh):
-            continue
-        if fresh:
-            missing.append(f"{kind}: {fresh[0]['detail'].split(':')[0]}")
-        else:
-            missing.append(f"{kind}: {_silent(some[0]['age_s']) if some else 'none is running'}")
-    return missing
-
-
-def _silent(age_s: float) -> str:
-    return f"none is running, or it cannot say so: last heard of {age_s:.0f} s ago"
 
 
 @router.get("/metrics")

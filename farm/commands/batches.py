@@ -50,6 +50,8 @@ def _say_submitted(done: dict[str, Any]) -> None:
         say_bad_lines(done["bad_lines"], done["bad_line_count"])
     known = " (the project has this content already; --again makes it once more)" if done["repeated"] else ""
     print(f"batch {done['id']}: {counted(done['jobs'], 'job')}{known}")
+    for warning in done["warnings"]:
+        say(f"farm: {warning}")
 
 
 def ls(
@@ -74,6 +76,8 @@ def ls(
         table(rows, ["id", "state", "prompt", "model", "seed", "reason"])
     else:
         table(rows, ["id", "name", "state", "jobs", "counts", "created_at"])
+        for warning in dict.fromkeys(warning for row in rows for warning in row["warnings"]):
+            say(f"farm: {warning}")
 
 
 def show(
@@ -95,7 +99,10 @@ def show(
         return
     facts({name: value for name, value in found.items() if not isinstance(value, list)})
     for name, rows in found.items():
-        if isinstance(rows, list) and rows:
+        if name == "warnings":
+            for warning in rows:
+                print(f"\n{warning}")
+        elif isinstance(rows, list) and rows:
             print(f"\n{name.removesuffix('_list').replace('_', ' ')}:")
             _list(rows, [name for name in columns_of(rows) if name not in ("project_id", "job_id", "batch_id")])
 

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.commands.output import as_json
-from farm.commands.session import open_store, waits_for
+from farm.commands.session import open_store
 from farm.errors import FarmError, Fault, Unavailable
 from farm.job import Cause
+from farm.waiting import in_words
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -163,7 +164,7 @@ def _api(settings: Settings) -> tuple[bool, str, str]:
             client.ready()
         except Unavailable as error:
             if missing := error.more.get("missing"):
-                return False, f"{settings.api_url} answers, but waits for {waits_for(missing)}", _started(settings)
+                return False, f"{settings.api_url} answers, but waits for {in_words(missing)}", _started(settings)
             raise
     return True, f"ready at {settings.api_url}", ""
 

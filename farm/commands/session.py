@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from farm.commands.output import console, say
 from farm.errors import BadInput, Unauthorized, Unavailable
-from farm.job import UNSETTLED, Cause, State
+from farm.job import UNSETTLED, State
 
 if TYPE_CHECKING:
     from farm.client import FarmClient
@@ -19,32 +19,6 @@ if TYPE_CHECKING:
 
 POLL_S = 0.5
 PATIENCE_S = 60.0  # how long a farm may be away while a batch is followed: the supervisor starts it again
-WAITS = {
-    Cause.SIGNER_DOWN: "the signer",
-    Cause.SIGNER_FAILED: "a signer that does not fail",
-    Cause.RAY_GONE: "Ray",
-    Cause.GATE_DOWN: "the gate",
-    Cause.DATABASE_DOWN: "the database",
-    Cause.STORE_DOWN: "the store",
-    Cause.STORE_FULL: "room in the store",
-    Cause.NO_ROOM: "room for a gang",
-    Cause.WEIGHTS_MISSING: "weights",
-}
-
-
-def waits_for(missing: Iterable[str]) -> str:
-    """What /readyz misses, in words; what has no word here is told as it came."""
-    words: list[str] = []
-    for one in missing:
-        process, _, detail = one.partition(": ")
-        codes = detail.split(", ")
-        if detail == "none is running":
-            words.append(f"the {process}")
-        elif all(code in WAITS for code in codes):
-            words += [WAITS[Cause(code)] for code in codes]
-        else:
-            words.append(one.replace("_", " "))
-    return ", ".join(words)
 
 
 def key_path(home: Path) -> Path:
@@ -137,4 +111,4 @@ def summary(batch: dict[str, Any]) -> str:
     counts = [f"{batch['counts'][state]} {state}" for state in State if batch["counts"].get(state)]
     waits = [f"{wait['jobs']} wait: {wait['reason']}" for wait in batch.get("waits", [])[:1]]
     paused = [f"{batch['state']}"] if batch["state"] not in ("open", "settled") else []
-    return "; ".join([", ".join(counts), *paused, *waits])
+    return "; ".join([", ".join(counts), *paused, *(waits or batch.get("warnings", [])[:1])])

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from farm.commands.doctor import family, port_is_free
 from farm.commands.output import say
-from farm.commands.session import key_path, open_client, open_store, waits_for
+from farm.commands.session import key_path, open_client, open_store
 from farm.errors import Conflict, FarmError, Unavailable
 from farm.supervisor import GRACE_S, Child, Supervisor, dies_with
+from farm.waiting import in_words
 
 if TYPE_CHECKING:
     from farm.access import Access
@@ -89,7 +90,7 @@ def wait_ready(settings: Settings, patience_s: float = READY_S, process: subproc
                 client.ready()
                 return
             except FarmError as error:
-                missing = waits_for(error.more.get("missing", [])) or "the API"
+                missing = in_words(error.more.get("missing", [])) or "the API"
             if process is not None and process.poll() is not None:
                 raise Unavailable("the farm ended while it started", fix=f"see {_log(settings)}")
             if time.monotonic() > end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from farm.db import connect
 from farm.errors import Fault
 from farm.job import Cause, State
-from farm.ports import Outcome
+from farm.ports import GangState, GangStatus, Outcome
 from tests.api.conftest import World, jsonl, picture
 
 
@@ -97,6 +98,16 @@ def test_the_same_content_is_the_same_batch_unless_asked_again(world: World) -> 
     assert (same.json()["id"], same.json()["repeated"]) == (first.json()["id"], True)
     assert again.json()["id"] != first.json()["id"]
     assert world.submit({}, who="theirs/submitter").json()["repeated"] is False
+
+
+def test_what_jobs_would_wait_for_is_said_when_they_are_taken(world: World) -> None:
+    assert world.submit({}).json()["warnings"] == ["no image is made now: the farm waits for the dispatcher"]
+    world.farm.queue.beat("one", "dispatcher", "ready")
+    empty = GangStatus("flat", 0, "flat", "", GangState.LACKING, "no vae in /secret", 0.0)
+    world.farm.queue.tell_gangs("one", [empty, replace(empty, pool="tiny", model="tiny", state=GangState.GONE)])
+    assert world.submit({}).json()["warnings"] == []
+    (warning,) = world.submit({"model": "flat"}, {}).json()["warnings"]
+    assert warning.startswith("flat: its files are not on this farm")
 
 
 def test_the_same_picture_uploaded_twice_is_the_same_content(world: World) -> None:

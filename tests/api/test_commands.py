@@ -154,6 +154,22 @@ def test_a_download_replaces_nothing_that_it_did_not_write(farm: Shell, tmp_path
     assert (tmp_path / "index.jsonl").read_text() == "[1]\n"
 
 
+def test_what_a_batch_waits_for_is_told_wherever_it_is_listed(farm: Shell, world: World, tmp_path: Path) -> None:
+    warning = "no image is made now: the farm waits for the dispatcher"
+    lines = tmp_path / "batch.jsonl"
+    lines.write_text('{"prompt": "a red circle"}')
+    assert farm("submit", lines) == 0
+    assert farm.err == f"farm: {warning}\n"
+    assert farm("submit", lines, "--again") == 0
+    assert farm("ls") == 0
+    assert farm.err == f"farm: {warning}\n"
+    assert farm("show", 1) == 0
+    assert farm.out.endswith(f"\n\n{warning}\n")
+    world.farm.queue.beat("one", "dispatcher", "ready")
+    assert farm("ls") == 0
+    assert farm.err == ""
+
+
 def test_watch_ends_with_one_if_a_job_failed(farm: Shell, world: World) -> None:
     good = world.submit({"seed": 1}).json()["id"]
     world.finish(Outcome.ALLOW)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from actors import nodes
-from farm.insights import STALE_S
 from farm.ports import GangState, GangStatus
+from farm.waiting import STALE_S
 from tests.api.conftest import Shell, World
 
 

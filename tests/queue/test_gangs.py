@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from farm.insights import SILENT, STALE_S
-from farm.job_queue import GONE_S
+from farm.insights import SILENT
+from farm.job_queue import GONE_S, NewJob
 from farm.ports import GangState, GangStatus
-from tests.queue.conftest import START, Desk
+from farm.waiting import STALE_S
+from tests.queue.conftest import SPEC, START, Desk
 
 BUSY = GangStatus("main", 0, "tiny", "main.1.ab", GangState.BUSY, "4 pictures", START - 5.0)
 EMPTY = GangStatus("main", 1, "tiny", "", GangState.GONE, "a job", START - 90.0)
@@ -60,3 +61,34 @@ def test_a_clock_that_is_behind_gives_no_negative_times(desk: Desk) -> None:
     desk.clock.now -= 1.0
     (row,) = desk.insights.pool()
     assert (row["for_s"], row["age_s"]) == (0.0, 0.0)
+
+
+def test_a_batch_and_its_jobs_say_that_their_model_has_no_files(desk: Desk) -> None:
+    batch = desk.submit(count=2)
+    other = desk.submit(NewJob(line=1, spec=replace(SPEC, model="dev")), project="ours")
+    desk.queue.beat("one", "dispatcher", "ready")
+    desk.queue.tell_gangs("one", [replace(EMPTY, model="dev", state=GangState.LACKING, waits_for="no vae"), BUSY])
+    found = {one["id"]: one["warnings"] for one in desk.insights.batches("ours")}
+    assert found[batch] == []
+    (warning,) = found[other]
+    assert warning.startswith("dev: its files are not on this farm")
+    shown = desk.insights.batch("ours", other)
+    assert shown is not None
+    assert shown["warnings"] == [warning]
+    (job,) = desk.insights.jobs("ours", other)
+    assert job["reason"] == "weights_missing: no vae"
+    alone = desk.insights.job("ours", job["id"])
+    assert alone is not None
+    assert alone["reason"] == job["reason"]
+    assert {row["reason"] for row in desk.insights.jobs("ours", batch)} == {""}
+    desk.queue.pause(other, "ann")
+    desk.queue.cancel_batch(batch, "ann")
+    assert [one["warnings"] for one in desk.insights.batches("ours")] == [[], []]
+
+
+def test_what_a_silent_dispatcher_lacked_is_not_said(desk: Desk) -> None:
+    desk.submit(count=1)
+    desk.queue.tell_gangs("one", [replace(EMPTY, state=GangState.LACKING, waits_for="no vae")])
+    desk.clock.now += STALE_S
+    assert desk.insights.warnings(["tiny"]) == ["no image is made now: the farm waits for the dispatcher"]
+    assert desk.insights.jobs("ours")[0]["reason"] == ""

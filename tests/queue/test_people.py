@@ -149,10 +149,31 @@ def test_a_batch_that_has_ended_is_neither_cancelled_nor_reordered(desk: Desk) -
         desk.queue.cancel_batch(batch, "ann")
     with pytest.raises(Conflict, match=f"batch {batch} has ended"):
         desk.queue.set_priority(batch, 5, "ann")
+    for turn in (desk.queue.pause, desk.queue.resume):
+        with pytest.raises(Conflict, match=f"batch {batch} has ended"):
+            turn(batch, "ann")
     found = desk.insights.batch("ours", batch)
     assert found is not None
     assert (found["state"], found["reason"], found["priority"]) == ("settled", "", 0)
-    assert not [deed for deed in deeds(desk) if deed[1] in ("cancel", "priority")]
+    assert not [deed for deed in deeds(desk) if deed[1] in ("cancel", "priority", "pause", "resume")]
+
+
+def test_a_batch_that_ends_while_it_is_paused_is_settled_and_paused_again_by_a_retry(desk: Desk) -> None:
+    batch = desk.submit(count=1)
+    (lease,) = desk.claim()
+    desk.queue.pause(batch, "ann")
+    desk.queue.fault(lease, Fault(Cause.BAD_INPUT, "no"))
+
+    def state() -> str:
+        return str(desk.insights.batches("ours")[0]["state"])
+
+    assert state() == "settled"
+    with pytest.raises(Conflict, match=f"batch {batch} has ended"):
+        desk.queue.resume(batch, "ann")
+    desk.queue.retry(batch_id=batch, by="ann")
+    assert state() == "paused"
+    desk.queue.resume(batch, "ann")
+    assert state() == "open"
 
 
 def test_a_job_of_a_cancelled_batch_is_not_tried_again(desk: Desk) -> None:

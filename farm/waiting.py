@@ -1,0 +1,81 @@
+"""What work waits for beyond itself, in words for people: processes that are away, outages, files that are not there.
+Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from farm.job import Cause
+from farm.ports import GangState
+
+STALE_S = 15.0  # a process that has not been heard of for so long is away
+NEEDED = ("dispatcher",)  # without one the farm takes batches, but makes no image
+NONE = "none is running"
+WAITS = {
+    Cause.SIGNER_DOWN: "the signer",
+    Cause.SIGNER_FAILED: "a signer that does not fail",
+    Cause.RAY_GONE: "Ray",
+    Cause.GATE_DOWN: "the gate",
+    Cause.DATABASE_DOWN: "the database",
+    Cause.STORE_DOWN: "the store",
+    Cause.STORE_FULL: "room in the store",
+    Cause.NO_ROOM: "room for a gang",
+    Cause.WEIGHTS_MISSING: "weights",
+}
+
+
+def missing(components: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What keeps the whole farm from making images, as /readyz says it: of what a process says of itself the causes
+    alone, not the details."""
+    known, found = list(components), []
+    for kind in NEEDED:
+        some = sorted((one for one in known if one["kind"] == kind), key=lambda one: float(one["age_s"]))
+        fresh = [one for one in some if one["age_s"] < STALE_S]
+        if any(one["state"] == "ready" for one in fresh):
+            continue
+        if fresh:
+            found.append(f"{kind}: {fresh[0]['detail'].split(':')[0]}")
+        else:
+            found.append(f"{kind}: {_silent(some[0]['age_s']) if some else NONE}")
+    return found
+
+
+def _silent(age_s: float) -> str:
+    return f"{NONE}, or it cannot say so: last heard of {age_s:.0f} s ago"
+
+
+def in_words(missing: Iterable[str]) -> str:
+    """What is missing, for a sentence; what has no word here is told as it came."""
+    words: list[str] = []
+    for one in missing:
+        process, _, detail = one.partition(": ")
+        codes = detail.split(", ")
+        if process == "database" or detail == NONE:
+            words.append(f"the {process}")
+        elif detail.startswith(NONE):
+            words.append(f"the {process} ({detail.rpartition(': ')[2]})")
+        elif all(code in WAITS for code in codes):
+            words += [WAITS[Cause(code)] for code in codes]
+        else:
+            words.append(one.replace("_", " "))
+    return ", ".join(words)
+
+
+def lacking(gangs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Models of which nobody who is heard of has found the files, and what is missing of each."""
+    found: dict[str, str] = {}
+    there = set()
+    for place in gangs:
+        if place["state"] == GangState.LACKING:
+            found[place["model"]] = place["waits_for"]
+        elif place["age_s"] < STALE_S:
+            there.add(place["model"])
+    return {model: why for model, why in found.items() if model not in there}
+
+
+def warnings(missing: Collection[str], lacking: Collection[str], models: Iterable[str]) -> list[str]:
+    """What jobs of these models wait for now, were they ever so well formed."""
+    held = [f"no image is made now: the farm waits for {in_words(missing)}"] if missing else []
+    absent = "its files are not on this farm: its jobs wait until they are (`farm models ls` says which)"
+    return held + [f"{model}: {absent}" for model in sorted(set(models)) if model in lacking]

@@ -1,0 +1,58 @@
+"""What work waits for beyond itself: told from what processes last said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from farm.waiting import STALE_S, in_words, lacking, missing, warnings
+
+
+def component(state: str = "ready", detail: str = "", age_s: float = 0.0) -> dict[str, Any]:
+    return {"kind": "dispatcher", "name": "one", "state": state, "detail": detail, "age_s": age_s}
+
+
+def place(model: str, state: str, age_s: float = 0.0) -> dict[str, Any]:
+    return {"model": model, "state": state, "waits_for": f"{model} lacks vae", "age_s": age_s}
+
+
+@pytest.mark.parametrize(
+    ("components", "code", "words"),
+    [
+        ([component(), component("waiting", "ray_gone: no")], [], ""),
+        ([], ["dispatcher: none is running"], "the dispatcher"),
+        (
+            [component("waiting", "signer_down, ray_gone: /a/b; no")],
+            ["dispatcher: signer_down, ray_gone"],
+            "the signer, Ray",
+        ),
+        (
+            [component(age_s=40.0), component(age_s=STALE_S)],
+            ["dispatcher: none is running, or it cannot say so: last heard of 15 s ago"],
+            "the dispatcher (last heard of 15 s ago)",
+        ),
+    ],
+)
+def test_one_dispatcher_that_is_ready_is_enough(components: list[dict[str, Any]], code: list[str], words: str) -> None:
+    assert missing(components) == code
+    assert in_words(code) == words
+
+
+def test_a_model_lacks_files_where_nobody_who_is_heard_of_has_them() -> None:
+    assert lacking([place("dev", "lacking"), place("tiny", "gone")]) == {"dev": "dev lacks vae"}
+    assert lacking([place("dev", "lacking"), place("dev", "benched")]) == {}
+    assert lacking([place("dev", "lacking"), place("dev", "silent", STALE_S)]) == {"dev": "dev lacks vae"}
+    assert lacking([place("dev", "silent", STALE_S)]) == {}
+
+
+def test_only_what_concerns_these_models_is_told() -> None:
+    assert warnings([], {"dev": "dev lacks vae"}, ["tiny"]) == []
+    (told,) = warnings([], {"dev": "dev lacks vae"}, ["tiny", "dev", "dev"])
+    assert told.startswith("dev: its files are not on this farm")
+    assert warnings(["dispatcher: signer_down"], {}, []) == ["no image is made now: the farm waits for the signer"]
+
+
+def test_what_is_waited_for_is_told_in_words() -> None:
+    codes = ["dispatcher: none is running", "dispatcher: store_full", "dispatcher: some_new_cause", "database: away"]
+    assert in_words(codes) == "the dispatcher, room in the store, dispatcher: some new cause, the database"
