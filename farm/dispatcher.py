@@ -20,6 +20,7 @@ from farm.outages import FARM, SEEN_BY, Outages
 from farm.pipeline import Group, Ports
 from farm.ports import Lease
 from farm.suspects import SHARED, Suspects
+from farm.teller import Teller
 
 log = logging.getLogger("farm.dispatcher")
 IDLE_S = 0.1
@@ -53,6 +54,7 @@ class Dispatcher:
         self.head_signed_at = 0.0
         self.flights: dict[Future[Group], InFlight] = {}
         self.outages, self.suspects = Outages(clock), Suspects()
+        self.teller = Teller(ports)
         self.probed = threading.Event()  # once: before that nothing is known, and nothing said
         self.warm: set[str] = set()
         self.lacking: set[str] = set()  # models without files
@@ -63,6 +65,7 @@ class Dispatcher:
             "heart": (TIDY_S, [self._beat]),
             "keeper": (TIDY_S, [self._expire, self._seal, self._tell_gangs, self._see_files]),
             "cleaner": (TIDY_S, [self._tidy]),
+            "teller": (TIDY_S, [self.teller.tell]),
             "prober": (PROBE_S, [self._probe, self._sign_head]),
         }
         threads = [
@@ -106,7 +109,7 @@ class Dispatcher:
         return []
 
     def _fly(self, flight: InFlight) -> Group:
-        group = Group(self.ports, flight.lost.is_set, self.suspects)
+        group = Group(self.ports, flight.lost.is_set, self.teller.listen(flight.leases), self.suspects)
         try:
             group.run(flight.leases)
         except Fault as fault:  # the queue itself could not be written: the leases will run out
@@ -195,6 +198,7 @@ class Dispatcher:
         self.queue.finish_cancelled()
         self.queue.collect_abandoned()
         self.queue.forget_silent()
+        self.queue.forget_steps()
 
     def _seal(self) -> None:
         events.seal(self.queue.engine)

@@ -16,13 +16,27 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, case, func, li
 from farm import waiting
 from farm.db import reading
 from farm.job import UNSETTLED, Cause, State
-from farm.ports import Outcome
-from farm.tables import ARTIFACT, BAD_LINE, BATCH, COMPONENT, DECISION, EVENT, GANG, JOB, JOB_FAULT, LANE, VERDICT
+from farm.ports import Outcome, Stage
+from farm.tables import (
+    ARTIFACT,
+    BAD_LINE,
+    BATCH,
+    COMPONENT,
+    DECISION,
+    EVENT,
+    GANG,
+    JOB,
+    JOB_FAULT,
+    LANE,
+    PROGRESS,
+    VERDICT,
+)
 from farm.waiting import STALE_S
 
 Record = dict[str, Any]
 COUNTED_FOR_S = 5.0
 SILENT = "silent"  # the state of a gang whose dispatcher is away: what it said is no longer known to be true
+RUNNING_SHOWN = 5  # of a batch
 HIDDEN = ("staging", "discarded")
 VISIBLE = BATCH.c.state.not_in(HIDDEN)
 # What a list shows of each job; `sha256` is the file's, because the store is content-addressed.
@@ -35,6 +49,7 @@ LISTED = [
     VERDICT.c.outcome.label("verdict"),
     VERDICT.c.concept.label("concept"),
 ]
+STEPS = [PROGRESS.c.job_id, JOB.c.batch_id, *(PROGRESS.c[name] for name in ("attempt", "step", "total", "updated_at"))]
 SHOWN = [
     *ARTIFACT.c,
     *(JOB.c[name] for name in ("batch_id", "line", "index", "name", "state", "model", "prompt", "seed", "format")),
@@ -57,14 +72,16 @@ class Insights:
         return self._warned([_with_counts(batch, counts.get(batch["id"], {})) for batch in batches])
 
     def batch(self, project_id: str, batch_id: int) -> Record | None:
-        """The batch, its counts per state, whether it is settled, and what its unsettled jobs wait for."""
+        """The batch, its counts per state, whether it is settled, what its unsettled jobs wait for, and how far the
+        first of those are that are drawn now."""
         query = select(BATCH).where(BATCH.c.project_id == project_id, BATCH.c.id == batch_id, VISIBLE)
         with reading(self.engine) as connection:
             batch = _one(connection, query)
             if batch is None:
                 return None
             counts = _counts(connection, [batch_id]).get(batch_id, {})
-            found = _with_counts(batch, counts) | {"waits": _all(connection, waits(batch_id))}
+            running = _all(connection, _running(project_id).where(JOB.c.batch_id == batch_id).limit(RUNNING_SHOWN))
+            found = _with_counts(batch, counts) | {"waits": _all(connection, waits(batch_id)), "running": running}
         return self._warned([found])[0]
 
     def jobs(
@@ -86,13 +103,15 @@ class Insights:
         return jobs
 
     def job(self, project_id: str, job_id: int) -> Record | None:
-        """Everything about one job: verdicts, faults, artifacts, decisions, and its neighbours in the chain."""
+        """Everything about one job: how far it is while it is drawn, verdicts, faults, artifacts, decisions, and its
+        neighbours in the chain."""
         with reading(self.engine) as connection:
             job = _one(connection, _listing().where(JOB.c.project_id == project_id, VISIBLE, JOB.c.id == job_id))
             if job is None:
                 return None
             verdicts = [column for column in VERDICT.c if column.name != "embedding"]
             found = job | {
+                "progress": _one(connection, _running(project_id).where(JOB.c.id == job_id)),
                 "verdicts": _all(
                     connection, select(*verdicts).where(VERDICT.c.job_id == job_id).order_by(VERDICT.c.id)
                 ),
@@ -110,6 +129,18 @@ class Insights:
             }
         self._explained([found])
         return found
+
+    def running(self, project_id: str, limit: int) -> list[Record]:
+        """How far the jobs are that are drawn now."""
+        with reading(self.engine) as connection:
+            return _all(connection, _running(project_id).limit(limit))
+
+    def preview(self, project_id: str, job_id: int) -> Record | None:
+        """The bytes of a running job's newest preview, and their type."""
+        columns = PROGRESS.c.preview, PROGRESS.c.mime
+        query = _running(project_id, *columns).where(JOB.c.id == job_id, PROGRESS.c.preview.is_not(None))
+        with reading(self.engine) as connection:
+            return _one(connection, query)
 
     def artifacts(
         self, project_id: str, state: str = State.PUBLISHED, after: int = 0, limit: int = 100
@@ -211,6 +242,14 @@ class Insights:
             return int(connection.execute(query).scalar_one())
 
 
+def _running(project_id: str, *columns: ColumnElement[Any]) -> Select[Any]:
+    """A row that is left over from an attempt that has ended says nothing any more."""
+    shown = columns or (*STEPS, PROGRESS.c.preview.is_not(None).label("preview"))
+    alive = (JOB.c.id == PROGRESS.c.job_id) & (JOB.c.attempt == PROGRESS.c.attempt)
+    query = select(*shown).select_from(PROGRESS.join(JOB, alive)).order_by(JOB.c.id)
+    return query.where(PROGRESS.c.project_id == project_id, JOB.c.project_id == project_id, JOB.c.state == State.LEASED)
+
+
 def _of_gang(row: Record, now: float) -> Record:
     told = {name: row[name] for name in ("pool", "place", "model", "gang", "state", "waits_for", "dispatcher")}
     age_s, for_s = (max(0.0, now - row[name]) for name in ("beat_at", "since"))
@@ -253,7 +292,8 @@ def _decisive() -> ColumnElement[Any]:
     else the one on the frame, or the one that blocked."""
     doubt = VERDICT.alias("doubt")
     mine = (doubt.c.job_id == JOB.c.id, doubt.c.attempt == JOB.c.attempt, doubt.c.outcome == str(Outcome.REVIEW))
-    first = select(func.min(doubt.c.id)).where(*mine, JOB.c.state != str(State.BLOCKED)).scalar_subquery()
+    counts = doubt.c.stage != str(Stage.PREVIEW)
+    first = select(func.min(doubt.c.id)).where(*mine, counts, JOB.c.state != str(State.BLOCKED)).scalar_subquery()
     return case((JOB.c.verdict_id.is_not(None), func.coalesce(first, JOB.c.verdict_id)))
 
 

@@ -1,6 +1,7 @@
 """Every change of a job's state, from submission to publication.
 
-`Staging` takes batches in, `Leasing` hands jobs out and takes verdicts and artifacts back, `Control` is what people do.
+`Staging` takes batches in, `Leasing` hands jobs out and takes verdicts and artifacts back, `Progressing` is told how
+far they are meanwhile, `Control` is what people do.
 Each method is one short transaction (or a chain of them, where it says so) that also writes its events and, for a
 person's deed, its audit row.
 """
@@ -15,8 +16,9 @@ from sqlalchemy import Connection, Engine, delete, select
 
 from farm.control import Control
 from farm.db import insert_many, reading, transact, transaction
-from farm.leasing import MAX_DETAIL, Finished, LaneView, Leasing, Stored
+from farm.leasing import MAX_DETAIL, Finished, LaneView, Stored
 from farm.ports import GangStatus
+from farm.progress import Progressing
 from farm.staging import NewJob, Staging
 from farm.tables import COMPONENT, GANG
 
@@ -24,7 +26,7 @@ __all__ = ["Finished", "JobQueue", "LaneView", "NewJob", "Stored"]
 GONE_S = 600.0  # a dispatcher that was silent for so long has ended
 
 
-class JobQueue(Staging, Leasing, Control):
+class JobQueue(Staging, Progressing, Control):
     def __init__(
         self, engine: Engine, clock: Callable[[], float] = time.time, licences: Mapping[str, str] | None = None
     ) -> None:

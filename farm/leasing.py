@@ -17,7 +17,7 @@ from farm.db import insert_many, reading, transaction, upsert
 from farm.errors import Fault
 from farm.job import CAUSES, RELEASES_CHILD, Cause, Payer, Spec, State, has_failed
 from farm.moves import Move, is_state
-from farm.ports import Lease, Outcome, Verdict
+from farm.ports import Lease, Outcome, Stage, Verdict
 from farm.tables import ARTIFACT, BATCH, COMPONENT, JOB, JOB_FAULT, LANE, UPLOAD, VERDICT
 
 MAX_DETAIL = 2000
@@ -132,7 +132,7 @@ class Leasing:
     ) -> list[int | None]:
         """The first of the two transactions: the verdicts, and the end of what they block. None: superseded.
 
-        Saying it twice is saying it once, and the first word stands.
+        Saying it twice is saying it once, and the first word stands. Nothing follows from what is said of a preview.
         """
         now = self.clock()
         held = self._held(connection, [lease for lease, _ in pairs])
@@ -145,12 +145,11 @@ class Leasing:
         blocked = {
             lease.job_id: Move(held[lease.job_id], State.BLOCKED, verdict.reason or "blocked", verdict_id=known[key])
             for key, (lease, verdict) in fresh.items()
-            if verdict.outcome is Outcome.BLOCK
+            if verdict.outcome is Outcome.BLOCK and verdict.stage is not Stage.PREVIEW
         }
         moves.apply(connection, list(blocked.values()), now)
-        _superseded(
-            connection, (lease for lease, verdict in pairs if _key(lease, verdict) not in known), "verdict", now
-        )
+        late = [pair for pair in pairs if _key(*pair) not in known and pair[1].stage is not Stage.PREVIEW]
+        _superseded(connection, (lease for lease, _ in late), "verdict", now)
         return [known.get(_key(*pair)) for pair in pairs]
 
     def publish(self, results: Sequence[Finished]) -> list[bool]:
@@ -172,7 +171,7 @@ class Leasing:
         now = self.clock()
         held = self._held(connection, [result.lease for result in results])
         fresh = {result.lease.job_id: result for result in results if result.lease.job_id in held}
-        doubts = _doubts(connection, fresh)
+        doubts = doubts_of(connection, fresh)
         rows = [artifact_row(one, one.lease.project_id, id_, one.verdict_id, now) for id_, one in fresh.items()]
         made = insert_artifacts(connection, rows)
         ending = []
@@ -344,12 +343,13 @@ def insert_artifacts(connection: Connection, rows: list[dict[str, Any]]) -> dict
     return made
 
 
-def _doubts(connection: Connection, jobs: Iterable[int]) -> dict[tuple[int, int], str]:
+def doubts_of(connection: Connection, jobs: Iterable[int]) -> dict[tuple[int, int], str]:
     """Attempts of which some verdict, of the prompt, the input or the frame, did not plainly allow; and why."""
     doubts: dict[tuple[int, int], str] = {}
     columns = [VERDICT.c[name] for name in ("job_id", "attempt", "reason")]
     for some in moves.chunks(jobs):
         query = select(*columns).where(VERDICT.c.job_id.in_(some), VERDICT.c.outcome != "allow")
+        query = query.where(VERDICT.c.stage != str(Stage.PREVIEW))
         for row in connection.execute(query.order_by(VERDICT.c.id)):
             doubts.setdefault((row.job_id, row.attempt), row.reason)
     return doubts

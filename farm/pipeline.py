@@ -29,9 +29,11 @@ from farm.ports import (
     Signed,
     Signer,
     Stage,
+    Step,
     Store,
     Verdict,
     Verifier,
+    ignore,
 )
 from farm.suspects import SUSPICIOUS, Suspects, pause_s
 
@@ -69,6 +71,7 @@ class Group:
 
     ports: Ports
     cancelled: Callable[[], bool] = lambda: False
+    watch: Callable[[Sequence[Step]], None] = ignore
     suspects: Suspects = field(default_factory=Suspects)
     faults: list[Fault] = field(default_factory=list)
     published: int = 0  # or held: they went the whole way
@@ -117,7 +120,7 @@ class Group:
     def render(self, ready: Sequence[tuple[Lease, RenderRequest]]) -> list[tuple[Lease, Rendered]]:
         requests = [request for _, request in ready]
         leases = [lease for lease, _ in ready]
-        return self.ask(leases, requests, lambda some: self.ports.renderer.render(some, self.cancelled))
+        return self.ask(leases, requests, lambda some: self.ports.renderer.render(some, self.cancelled, self.watch))
 
     def judge_frames(self, rendered: Sequence[tuple[Lease, Rendered]]) -> list[Passed]:
         """The first fenced transaction: the verdict on this very frame. What it blocks ends here."""
@@ -140,7 +143,7 @@ class Group:
         try:
             signed = self.ports.signer.sign(item.lease, item.frame)
             key = self.ports.store.put(signed.data)
-            self.read_back(key, signed)
+            check_trusted(self.ports.verifier, self.ports.store.get(key), signed)
         except Exception as error:
             self.fault(item.lease, fault_of(error, Cause.STORE_DOWN))
             return None
@@ -158,11 +161,6 @@ class Group:
             bytes=len(signed.data),
             verified_at=time.time(),
         )
-
-    def read_back(self, key: str, signed: Signed) -> None:
-        provenance = self.ports.verifier.verify(self.ports.store.get(key), signed.mime)
-        if provenance.verdict != "Trusted" or provenance.manifest_sha256 != signed.manifest_sha256:
-            raise Fault(Cause.UNVERIFIED, f"read back {provenance.verdict}: {provenance.sentence}")
 
     def ask(
         self, leases: Sequence[Lease], subjects: Sequence[B], call: Callable[[Sequence[B]], Sequence[A | Fault]]
@@ -207,6 +205,13 @@ class Group:
         later = random.uniform(2, 3) if fault.cause in SUSPICIOUS else 1  # noqa: S311
         wait_s = pause_s(self.ports.retry_s * later, times)
         self.ports.queue.fault(lease, fault, gang=fault.gang, retry_s=wait_s)
+
+
+def check_trusted(verifier: Verifier, data: bytes, signed: Signed) -> None:
+    """What was read back is what was signed, and anyone who trusts our root trusts it."""
+    provenance = verifier.verify(data, signed.mime)
+    if provenance.verdict != "Trusted" or provenance.manifest_sha256 != signed.manifest_sha256:
+        raise Fault(Cause.UNVERIFIED, f"read back {provenance.verdict}: {provenance.sentence}")
 
 
 def fault_of(error: Exception, refused: Cause = Cause.RENDER_ERROR) -> Fault:

@@ -25,6 +25,7 @@ class Stage(StrEnum):
     PROMPT = "prompt"
     INPUT = "input"
     FRAME = "frame"
+    PREVIEW = "preview"  # of a job that is still drawn: it decides on nothing but whether that preview is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,10 @@ class Gate(Protocol):
 class Signer(Protocol):
     def sign(self, lease: Lease, frame: Frame) -> Signed:
         """Rebuilds the claim from the job's records; refuses pixels that have no committed verdict."""
+        ...
+
+    def sign_preview(self, lease: Lease, frame: Frame) -> Signed:
+        """The same for a preview, of an attempt of which the gate has doubted nothing."""
         ...
 
     def sign_audit_head(self, seq: int, sha256: str) -> str:

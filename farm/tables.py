@@ -309,6 +309,19 @@ class Gang(SQLModel, table=True):
     beat_at: float
 
 
+class Progress(SQLModel, table=True):
+    """How far a running job is. To be believed only while the job is leased in that attempt."""
+
+    job_id: int = Field(sa_column=Column(BIG, primary_key=True, autoincrement=False))
+    project_id: str
+    attempt: int
+    step: int
+    total: int
+    preview: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # judged, signed and read back
+    mime: str | None = None
+    updated_at: float
+
+
 METADATA = SQLModel.metadata
 PROJECT = METADATA.tables["project"]
 API_KEY = METADATA.tables["api_key"]
@@ -327,3 +340,4 @@ AUDIT_HEAD = METADATA.tables["audit_head"]
 ACCEPTANCE = METADATA.tables["acceptance"]
 COMPONENT = METADATA.tables["component"]
 GANG = METADATA.tables["gang"]
+PROGRESS = METADATA.tables["progress"]

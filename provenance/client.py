@@ -30,8 +30,10 @@ class SignerClient:
     timeout: float = TIMEOUT
 
     def sign(self, lease: Lease, frame: Frame) -> Signed:
-        asked = {"job_id": lease.job_id, "attempt": lease.attempt, "owner": lease.owner}
-        return _signed(self._ask("POST", "/sign", asked | {"width": frame.width, "height": frame.height}, frame.pixels))
+        return self._sign("/sign", lease, frame)
+
+    def sign_preview(self, lease: Lease, frame: Frame) -> Signed:
+        return self._sign("/sign-preview", lease, frame)
 
     def approve(self, job_id: int, decision_id: int) -> Signed:
         """The held artifact of an approved job, with the signed step that records the approval."""
@@ -46,6 +48,11 @@ class SignerClient:
 
     def health(self) -> dict[str, Any]:
         return dict(self._ask("GET", "/healthz", {}).json())
+
+    def _sign(self, route: str, lease: Lease, frame: Frame) -> Signed:
+        asked = {"job_id": lease.job_id, "attempt": lease.attempt, "owner": lease.owner}
+        asked |= {"width": frame.width, "height": frame.height}
+        return _signed(self._ask("POST", route, asked, frame.pixels))
 
     def _ask(self, method: str, route: str, asked: dict[str, Any], body: bytes | None = None) -> _Answer:
         connection = _UnixConnection(self.path, self.timeout)

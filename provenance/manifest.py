@@ -22,6 +22,7 @@ from importlib.metadata import version
 from typing import Any
 
 from farm.job import FORMATS
+from farm.ports import Stage
 from farm.tables import Decision, Job, Verdict
 
 Manifest = dict[str, Any]
@@ -46,7 +47,8 @@ def made(job: Job, verdict: Verdict, source: str, salt: bytes, when: dt.datetime
     else:
         actions = [{"action": "c2pa.created", "description": "Text to image"} | does]
     own = [_created("org.renderfarm.generation", generation(job, verdict, salt)), _verdict(verdict)]
-    return _manifest(job, [_actions(actions), *own, _mining()])
+    made = _manifest(job, [_actions(actions), *own, _mining()])
+    return made | {"title": f"{job.id}-preview.{job.format}"} if verdict.stage == Stage.PREVIEW else made
 
 
 def approved(job: Job, verdict: Verdict, decision: Decision, when: dt.datetime) -> Manifest:
@@ -58,6 +60,7 @@ def approved(job: Job, verdict: Verdict, decision: Decision, when: dt.datetime) 
 
 
 def generation(job: Job, verdict: Verdict, salt: bytes) -> dict[str, Any]:
+    """Of a preview, what the picture it shows on its way is made with."""
     return {
         "model": job.model,
         "weights_sha256": verdict.weights,
@@ -67,6 +70,7 @@ def generation(job: Job, verdict: Verdict, salt: bytes) -> dict[str, Any]:
         "width": job.width,
         "height": job.height,
         "frame_sha256": verdict.subject,
+        "preview": verdict.stage == Stage.PREVIEW,
         "farm_version": farm_version(),
         "job_id": job.id,
         "batch_id": job.batch_id,

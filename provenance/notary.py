@@ -14,7 +14,7 @@ from farm.job import FORMATS, Cause
 from farm.ports import Frame, Signed, Store
 from provenance import heads, keys, labels, manifest, records, report
 from provenance.limited import OVERLOADED, LimitedVerifier
-from provenance.records import ParentFile, Refused
+from provenance.records import Claim, ParentFile, Refused
 from provenance.report import Report
 from provenance.signing import Parent, Signing
 from provenance.verify import verify_bytes
@@ -41,11 +41,17 @@ class Notary:
             return self._signing
 
     def sign(self, job_id: int, attempt: int, owner: str, frame: Frame) -> Signed:
-        claim = records.frame_claim(self.engine, job_id, attempt, owner, frame)
+        return self._sign(records.frame_claim(self.engine, job_id, attempt, owner, frame), frame)
+
+    def sign_preview(self, job_id: int, attempt: int, owner: str, frame: Frame) -> Signed:
+        """Of a picture that is still drawn."""
+        return self._sign(records.preview_claim(self.engine, job_id, attempt, owner, frame), frame)
+
+    def _sign(self, claim: Claim, frame: Frame) -> Signed:
         parent, found = self._fetch(claim.parent) if claim.parent else (None, None)
         source = manifest.source_type(found.source if found else None, edits=parent is not None)
         signing = self.signing
-        salt = signing.keys.prompt_salt(job_id)
+        salt = signing.keys.prompt_salt(claim.verdict.job_id)
         made = manifest.made(claim.job, claim.verdict, source, salt, dt.datetime.now(dt.UTC), edits=parent is not None)
         data = labels.encode(frame, claim.job.format, source)
         return signing.sign(made, data, FORMATS[claim.job.format], parent)

@@ -5,6 +5,7 @@ Whatever is not on record is refused: the asker's word counts for nothing but wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -54,16 +55,26 @@ class Approval:
 def frame_claim(engine: Engine, job_id: int, attempt: int, owner: str, frame: Frame) -> Claim:
     """The claim for this frame, if the asker holds the lease and the gate let these very pixels pass."""
     with reading(engine) as connection:
-        job = _get(connection, Job, job_id)
-        if job is None or (job.state, job.attempt, job.owner) != (State.LEASED, attempt, owner):
-            raise Refused(f"job {job_id} is not leased to this owner in attempt {attempt}")
+        job = _leased(connection, job_id, attempt, owner)
         if (frame.width, frame.height) != (job.width, job.height):
             raise Refused(f"job {job_id} asks for {job.width}x{job.height}, not {frame.width}x{frame.height}")
         verdict = _verdict(connection, job, attempt, frame.sha256)
-        parent = _parent(connection, job)
-        if job.edit and parent is None:
-            raise Refused(f"job {job_id} is an edit without a parent")
-        return Claim(job, verdict, parent)
+        return Claim(job, verdict, _edited(connection, job))
+
+
+def preview_claim(engine: Engine, job_id: int, attempt: int, owner: str, frame: Frame) -> Claim:
+    """That for a preview. No person has seen it, so whatever the gate did not plainly allow is refused."""
+    with reading(engine) as connection:
+        job = _leased(connection, job_id, attempt, owner)
+        if frame.width * 2 > job.width or frame.height * 2 > job.height:
+            raise Refused(f"{frame.width}x{frame.height} is no preview of job {job_id}: it is larger than half of it")
+        said = _said(connection, job, attempt)
+        judged = next((one for one in said if (one.stage, one.subject) == (Stage.PREVIEW, frame.sha256)), None)
+        if judged is None:
+            raise Refused(f"these pixels have no verdict as a preview in attempt {attempt} of job {job_id}")
+        if any(one.outcome != Outcome.ALLOW for one in said if one is judged or one.stage != Stage.PREVIEW):
+            raise Refused(f"the gate did not allow this preview of job {job_id}, or doubts the job")
+        return Claim(job, judged, _edited(connection, job))
 
 
 def approval(engine: Engine, job_id: int, decision_id: int) -> Approval:
@@ -114,17 +125,34 @@ def _get(connection: Connection, table: type[Row], key: int | str) -> Row | None
         return session.get(table, key)
 
 
+def _leased(connection: Connection, job_id: int, attempt: int, owner: str) -> Job:
+    job = _get(connection, Job, job_id)
+    if job is None or (job.state, job.attempt, job.owner) != (State.LEASED, attempt, owner):
+        raise Refused(f"job {job_id} is not leased to this owner in attempt {attempt}")
+    return job
+
+
+def _said(connection: Connection, job: Job, attempt: int) -> Sequence[Verdict]:
+    with Session(connection) as session:
+        return session.exec(select(Verdict).where(Verdict.job_id == job.id, Verdict.attempt == attempt)).all()
+
+
 def _verdict(connection: Connection, job: Job, attempt: int, subject: str) -> Verdict:
     """The one on these pixels; and nothing else of the attempt, prompt or input, may have been blocked."""
-    with Session(connection) as session:
-        of_attempt = select(Verdict).where(Verdict.job_id == job.id, Verdict.attempt == attempt)
-        verdicts = session.exec(of_attempt).all()
+    verdicts = _said(connection, job, attempt)
     judged = next((one for one in verdicts if (one.stage, one.subject) == (Stage.FRAME, subject)), None)
     if judged is None:
         raise Refused(f"these pixels have no verdict in attempt {attempt} of job {job.id}")
-    if any(one.outcome not in SIGNABLE for one in verdicts):
+    if any(one.outcome not in SIGNABLE for one in verdicts if one.stage != Stage.PREVIEW):
         raise Refused(f"the gate blocked job {job.id}")
     return judged
+
+
+def _edited(connection: Connection, job: Job) -> ParentFile | None:
+    parent = _parent(connection, job)
+    if job.edit and parent is None:
+        raise Refused(f"job {job.id} is an edit without a parent")
+    return parent
 
 
 def _parent(connection: Connection, job: Job) -> ParentFile | None:

@@ -1,9 +1,10 @@
 """The signer: a process of its own, alone with the keys, behind a Unix socket that only its own user can open.
 
-    POST /sign        job_id attempt owner width height, body: RGB pixels -> the signed file
-    POST /approve     job_id decision_id -> the held file with the step of its approval
-    POST /audit-head  seq sha256 -> a detached ES256 signature over a head of the audit chain
-    GET  /salt        job_id project_id -> the salt of a job's prompt commitment
+    POST /sign          job_id attempt owner width height, body: RGB pixels -> the signed file
+    POST /sign-preview  the same, of a small picture of a job that is still drawn
+    POST /approve       job_id decision_id -> the held file with the step of its approval
+    POST /audit-head    seq sha256 -> a detached ES256 signature over a head of the audit chain
+    GET  /salt          job_id project_id -> the salt of a job's prompt commitment
     GET  /healthz
 
 It reads the database and the store and writes neither. Refusals are problem documents with status 403, and are logged.
@@ -18,11 +19,11 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import uvicorn
 from anyio import CapacityLimiter, to_thread
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
@@ -41,6 +42,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+async def posted(
+    request: Request, width: int = Query(ge=1, le=MAX_SIDE), height: int = Query(ge=1, le=MAX_SIDE)
+) -> Frame:
+    return Frame(width, height, await _body(request, width * height * 3))
+
+
+Posted = Annotated[Frame, Depends(posted)]
+
+
 def create_app(notary: Notary) -> FastAPI:
     app = FastAPI(title="Farm signer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_closing(notary))
     limiter = CapacityLimiter(os.cpu_count() or 1)
@@ -49,16 +59,12 @@ def create_app(notary: Notary) -> FastAPI:
         return await to_thread.run_sync(lambda: work(*args, **kwargs), limiter=limiter)
 
     @app.post("/sign")
-    async def sign(
-        request: Request,
-        job_id: int,
-        attempt: int,
-        owner: str,
-        width: int = Query(ge=1, le=MAX_SIDE),
-        height: int = Query(ge=1, le=MAX_SIDE),
-    ) -> Response:
-        frame = Frame(width, height, await _body(request, width * height * 3))
+    async def sign(job_id: int, attempt: int, owner: str, frame: Posted) -> Response:
         return _file(await threaded(notary.sign, job_id, attempt, owner, frame))
+
+    @app.post("/sign-preview")
+    async def sign_preview(job_id: int, attempt: int, owner: str, frame: Posted) -> Response:
+        return _file(await threaded(notary.sign_preview, job_id, attempt, owner, frame))
 
     @app.post("/approve")
     async def approve(job_id: int, decision_id: int) -> Response:

@@ -89,7 +89,7 @@ class ClipGate:
 
     def judge(self, encoder: Encoder, frame: Frame, stage: Stage, rows_VD: Tensor) -> Verdict:
         if stage is Stage.PROMPT:
-            raise ValueError("a frame is judged as input or frame, not as prompt")
+            raise ValueError("a frame is judged as input, frame or preview, not as prompt")
         finite(rows_VD, "the embedding of the picture")
         concepts = self.policy.concepts_of(stage)
         found = max((find(self.policy, encoder, concept, rows_VD) for concept in concepts), key=weight)

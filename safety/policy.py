@@ -103,7 +103,9 @@ class Policy:
         return hashlib.sha256(self.document.encode()).hexdigest()
 
     def concepts_of(self, stage: Stage) -> tuple[Concept, ...]:
-        return tuple(concept for concept in self.concepts if stage in concept.applies)
+        """A preview shows what the frame will."""
+        judged = Stage.FRAME if stage is Stage.PREVIEW else stage
+        return tuple(concept for concept in self.concepts if judged in concept.applies)
 
 
 POLICY = TypeAdapter(Policy)

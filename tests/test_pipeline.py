@@ -46,6 +46,10 @@ class FakePorts(Ports):
 
 @pytest.fixture
 def ports(tmp_path: Path) -> Iterator[FakePorts]:
+    yield from fake_ports(tmp_path)
+
+
+def fake_ports(tmp_path: Path) -> Iterator[FakePorts]:
     engine = connect(f"sqlite:///{tmp_path}/farm.db")
     migrate(engine)
     Access(engine).create_project("p")
@@ -138,10 +142,10 @@ def test_a_job_that_kills_what_it_meets_fails_with_its_errors_and_takes_no_neigh
             kills(frames, lambda frame: frame.width == 48, Cause.GATE_ERROR)
         return judge(frames, stage)
 
-    def rendering(requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
+    def rendering(requests: Sequence[RenderRequest], *rest: Any) -> list[Rendered | Fault]:
         if victim == "gang":
             kills(requests, lambda request: request.spec.width == 48, Cause.GANG_DIED)
-        return render(requests, cancelled)
+        return render(requests, *rest)
 
     monkeypatch.setattr(ports.gate, "judge_frames", judging)
     monkeypatch.setattr(ports.renderer, "render", rendering)
@@ -170,10 +174,10 @@ def test_an_error_nobody_foresaw_burns_only_the_job_that_brings_it_about(
         if met and here == victim:
             raise ZeroDivisionError(f"of the {here}")
 
-    def rendering(requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
+    def rendering(requests: Sequence[RenderRequest], *rest: Any) -> list[Rendered | Fault]:
         met = any(request.spec.seed == 2 for request in requests)
         surprise("renderer", met)
-        answers = render(requests, cancelled)
+        answers = render(requests, *rest)
         bad.update(
             one.frame.pixels
             for one, request in zip(answers, requests, strict=True)
@@ -384,8 +388,8 @@ def test_each_verdict_names_the_gang_and_the_weights_that_drew_its_own_frame(
 ) -> None:
     render = ports.renderer.render
 
-    def by_two(requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
-        answers = [answer for answer in render(requests, cancelled) if isinstance(answer, Rendered)]
+    def by_two(requests: Sequence[RenderRequest], *rest: Any) -> list[Rendered | Fault]:
+        answers = [answer for answer in render(requests, *rest) if isinstance(answer, Rendered)]
         names = [f"{request.spec.seed % 2}" for request in requests]
         return [replace(one, gang=f"gang-{name}", weights=name) for one, name in zip(answers, names, strict=True)]
 
@@ -548,11 +552,11 @@ def test_one_jobs_trouble_holds_nobody_else_up_and_waits_longer_each_time(
         waits.append(retry_s)
         return fault(lease, met, gang, retry_s / 50)
 
-    def rendering(requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> list[Rendered | Fault]:
+    def rendering(requests: Sequence[RenderRequest], *rest: Any) -> list[Rendered | Fault]:
         if requests[0].spec.model == "big":
             raise away(Cause.NO_ROOM if "room" in trouble else Cause.RAY_GONE)
         time.sleep(0.02)
-        return render(requests, cancelled)
+        return render(requests, *rest)
 
     monkeypatch.setattr(ports.queue, "fault", faulting)
     monkeypatch.setattr(ports.renderer, "render", rendering)

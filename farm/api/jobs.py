@@ -43,11 +43,11 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}")
 def get_job(farm: TheFarm, who: Caller, job_id: JobId) -> dict[str, Any]:
-    """Show one job: verdicts, faults, artifacts, decisions, and the jobs before and after it in a chain of edits."""
+    """Show one job: progress, verdicts, faults, artifacts, decisions, and the jobs next to it in a chain of edits."""
     job = _own(farm, who, job_id)
     if not may(who, Deed.JUDGE):
         job["verdicts"] = [_without(row, JUDGES_ONLY) for row in job["verdicts"]]
-    return job
+    return job | {"progress": job["progress"] and shown_progress(job["progress"])}
 
 
 @router.post("/jobs/{job_id}/cancel")
@@ -82,10 +82,26 @@ def get_image(request: Request, farm: TheFarm, who: Caller, job_id: JobId) -> Re
     return Response(farm.store.get(job["sha256"]), media_type=job["mime"], headers=headers)
 
 
+@router.get("/jobs/{job_id}/preview", response_class=Response)
+def get_preview(farm: TheFarm, who: Caller, job_id: JobId) -> Response:
+    """Fetch the newest preview of a job that is drawn now: judged and signed as its image will be, and soon gone."""
+    found = farm.insights.preview(who.project_id, job_id)
+    if found is None:
+        raise NotFound(f"there is no preview of job {job_id} now", fix="it may come, or the image is there already")
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return Response(found["preview"], media_type=found["mime"], headers=headers)
+
+
 @router.get("/artifacts")
 def list_artifacts(farm: TheFarm, who: Caller, after: After = 0, limit: Limit = 100) -> dict[str, Any]:
     """List what is published, in the order of the jobs."""
     return page(farm.insights.artifacts(who.project_id, State.PUBLISHED, after, limit), limit, "job_id")
+
+
+def shown_progress(row: dict[str, Any]) -> dict[str, Any]:
+    """Its preview is told by its address."""
+    address = f"/api/jobs/{row['job_id']}/preview" if row["preview"] else None
+    return {"attempt": row["attempt"], "step": row["step"], "total": row["total"], "preview": address}
 
 
 def _check_may_see(job: dict[str, Any], who: KeyView) -> None:

@@ -97,14 +97,17 @@ def show(
     if json_:
         as_json(found)
         return
+    if at := found.get("progress"):
+        found["progress"] = f"step {at['step']} of {at['total']}{', with a preview' if at['preview'] else ''}"
     facts({name: value for name, value in found.items() if not isinstance(value, list)})
+    known = {"project_id", "batch_id"} | ({"job_id"} if what.startswith("job:") else set())
     for name, rows in found.items():
         if name == "warnings":
             for warning in rows:
                 print(f"\n{warning}")
         elif isinstance(rows, list) and rows:
             print(f"\n{name.removesuffix('_list').replace('_', ' ')}:")
-            _list(rows, [name for name in columns_of(rows) if name not in ("project_id", "job_id", "batch_id")])
+            _list(rows, [name for name in columns_of(rows) if name not in known])
 
 
 def _list(rows: list[dict[str, Any]], columns: list[str]) -> None:

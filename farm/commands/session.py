@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from farm.store import FsspecStore
 
 POLL_S = 0.5
+STEPS_S = 3.0  # between two lines that differ only in how far the running jobs are
 PATIENCE_S = 60.0  # how long a farm may be away while a batch is followed: the supervisor starts it again
 
 
@@ -61,27 +62,36 @@ def follow(client: FarmClient, batch_id: int) -> dict[str, Any]:
 
 
 def _bar(client: FarmClient, batch_id: int) -> dict[str, Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-    batch, counts = TextColumn("batch {task.fields[batch]}"), TextColumn("{task.fields[counts]}")
-    with Progress(batch, BarColumn(), MofNCompleteColumn(), counts, console=console(stderr=True)) as progress:
-        task = progress.add_task("", batch=batch_id, counts="", total=None)
+    what, counts = TextColumn("{task.description}"), TextColumn("{task.fields[counts]}")
+    with Progress(what, BarColumn(), MofNCompleteColumn(), counts, console=console(stderr=True)) as progress:
+        task = progress.add_task(f"batch {batch_id}", counts="", total=None)
+        running: dict[int, TaskID] = {}
 
         def show(found: dict[str, Any]) -> None:
             progress.update(task, completed=ended(found), total=found["jobs"], counts=summary(found))
+            steps = {row["job_id"]: row for row in found["running"]}
+            for job in running.keys() - steps.keys():
+                progress.remove_task(running.pop(job))
+            for job, row in steps.items():
+                if job not in running:
+                    running[job] = progress.add_task(f"  job {job}", counts="steps")
+                progress.update(running[job], completed=row["step"], total=row["total"])
 
         return _poll(client, batch_id, show)
 
 
 def _lines(client: FarmClient, batch_id: int) -> dict[str, Any]:
-    shown = ""
+    shown, told, due = "", "", 0.0
 
     def show(found: dict[str, Any]) -> None:
-        nonlocal shown
+        nonlocal shown, told, due
         line = f"batch {batch_id}: {ended(found)} of {found['jobs']}: {summary(found)}"
-        if line != shown:
-            shown = line
-            say(line)
+        steps = "".join(f"; job {row['job_id']}: step {row['step']} of {row['total']}" for row in found["running"])
+        if line != shown or (steps != told and time.monotonic() >= due):
+            shown, told, due = line, steps, time.monotonic() + STEPS_S
+            say(line + steps)
 
     return _poll(client, batch_id, show)
 

@@ -30,9 +30,10 @@ VERIFIED = """EXISTS (
     WHERE a.id = NEW.artifact_id AND a.job_id = NEW.id AND a.project_id = NEW.project_id
       AND a.verified_at IS NOT NULL AND a.manifest_sha256 <> ''
       AND v.job_id = NEW.id AND v.stage = 'frame' AND v.subject = a.frame_sha256 {more})"""
-# The gate allowed this very frame and had nothing against anything else of that attempt ...
+# The gate allowed this very frame and had nothing against anything else of that attempt (its previews do not count) ...
 ALLOWED = """v.outcome = 'allow' AND NOT EXISTS (
-    SELECT 1 FROM verdict o WHERE o.job_id = v.job_id AND o.attempt = v.attempt AND o.outcome <> 'allow')
+    SELECT 1 FROM verdict o WHERE o.job_id = v.job_id AND o.attempt = v.attempt AND o.outcome <> 'allow'
+      AND o.stage <> 'preview')
     AND NOT EXISTS (SELECT 1 FROM decision said WHERE said.job_id = NEW.id)"""
 # ... or a person approved a picture with these very pixels, and it is that person's last word on the job.
 APPROVED = """EXISTS (

@@ -28,7 +28,7 @@ from provenance.client import SignerClient
 from provenance.signer import listen
 from provenance.signing import Signing
 from provenance.verify import LocalVerifier, context, verify_bytes
-from tests.provenance.conftest import NOW, OWNER, Farm, Refusal, open_farm, picture, start_signer
+from tests.provenance.conftest import NOW, OWNER, Farm, Refusal, lease, open_farm, picture, start_signer
 from tests.provenance.test_verify import MANIFEST
 
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -83,6 +83,71 @@ def test_the_claim_comes_from_the_records_and_hides_the_prompt(farm: Farm) -> No
     salt = bytes.fromhex(farm.signer.prompt_salt(job.id or 0, "p"))
     assert told["prompt_commitment"]["value"] == manifest.commitment(salt, "a very secret green cat")
     assert told["prompt_commitment"]["value"] != manifest.commitment(salt, "a very secret green dog")
+
+
+SMALL = picture(21, 6, 4)
+
+
+def test_a_preview_is_signed_as_what_it_is(farm: Farm) -> None:
+    job = farm.job(format="webp")
+    farm.judge(job, SMALL, stage=Stage.PREVIEW)
+    signed = farm.signer.sign_preview(lease(job), SMALL)
+    assert LocalVerifier(farm.trust).verify(signed.data, signed.mime).verdict == "Trusted"
+    told = assertions(signed.data, signed.mime, farm.trust)["org.renderfarm.generation"]
+    assert (told["preview"], told["frame_sha256"], told["job_id"]) == (True, SMALL.sha256, job.id)
+    with Image.open(io.BytesIO(signed.data)) as image:
+        assert image.size == (6, 4)
+    assert f"{job.id}-preview.webp" in json.dumps(read_officially(signed.data, signed.mime, farm.trust))
+
+
+def test_a_preview_of_an_edit_names_its_parent(farm: Farm) -> None:
+    parent, _, _ = farm.make(picture(22))
+    job = farm.job(parent_job_id=parent.id, edit=True)
+    farm.judge(job, SMALL, stage=Stage.PREVIEW)
+    signed = farm.signer.sign_preview(lease(job), SMALL)
+    store = read_officially(signed.data, signed.mime, farm.trust)
+    assert [one["title"] for one in store["manifests"][signed.label]["ingredients"]] == [f"{parent.id}.png"]
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ([(SMALL, Outcome.ALLOW, Stage.FRAME)], "no verdict as a preview"),
+        ([(SMALL, Outcome.REVIEW, Stage.PREVIEW)], "did not allow this preview"),
+        ([(SMALL, Outcome.BLOCK, Stage.PREVIEW)], "did not allow this preview"),
+        ([(SMALL, Outcome.ALLOW, Stage.PREVIEW), (picture(1), Outcome.REVIEW, Stage.PROMPT)], "doubts the job"),
+        ([(SMALL, Outcome.ALLOW, Stage.PREVIEW), (picture(1), Outcome.REVIEW, Stage.INPUT)], "doubts the job"),
+    ],
+)
+def test_refuses_a_preview_that_nobody_may_see(
+    farm: Farm, refused: Refusal, said: list[tuple[Frame, Outcome, Stage]], words: str
+) -> None:
+    job = farm.job()
+    for frame, outcome, stage in said:
+        farm.judge(job, frame, outcome, stage=stage)
+    assert words in refused(farm.signer.sign_preview, lease(job), SMALL).detail
+
+
+def test_refuses_as_a_preview_who_lost_the_lease_other_pixels_and_the_whole_picture(
+    farm: Farm, refused: Refusal
+) -> None:
+    job = farm.job()
+    for frame in (SMALL, picture(24)):
+        farm.judge(job, frame, stage=Stage.PREVIEW)
+    sign = farm.signer.sign_preview
+    assert "not leased" in refused(sign, lease(job, attempt=2), SMALL).detail
+    assert "no verdict as a preview" in refused(sign, lease(job), picture(23, 6, 4)).detail
+    assert "larger than half" in refused(sign, lease(job), picture(24)).detail
+    assert sign(lease(job), SMALL).data
+
+
+def test_what_the_gate_said_of_a_preview_decides_nothing_about_the_frame(farm: Farm, refused: Refusal) -> None:
+    job, frame = farm.job(), picture(25)
+    farm.judge(job, frame, stage=Stage.PREVIEW)
+    assert "no verdict" in refused(farm.sign, job, frame).detail, "the same pixels, but only as a preview"
+    farm.judge(job, SMALL, Outcome.BLOCK, stage=Stage.PREVIEW)
+    farm.judge(job, frame)
+    assert farm.sign(job, frame).data
 
 
 def test_the_salt_is_the_owners_and_the_jobs_alone(farm: Farm) -> None:

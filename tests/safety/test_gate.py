@@ -220,6 +220,8 @@ def test_a_concept_is_asked_only_where_it_applies(gate: ClipGate) -> None:
     frame = [some("red", "triangle")]
     assert verdicts(narrow, frame, Stage.FRAME)[0].outcome is Outcome.BLOCK
     assert verdicts(narrow, frame, Stage.INPUT)[0].concept == "red-ring"
+    (preview,) = verdicts(narrow, frame, Stage.PREVIEW)
+    assert (preview.stage, preview.outcome) == (Stage.PREVIEW, Outcome.BLOCK)
 
 
 def test_a_frame_is_never_judged_as_a_prompt(gate: ClipGate) -> None:
