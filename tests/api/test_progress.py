@@ -158,7 +158,7 @@ def test_show_and_watch_tell_of_running_jobs(
     assert shell("watch", lease.batch_id) == 0
     thread.join()
     for step in (3, 4):
-        assert f"batch 1: 0 of 1: 1 leased; job {lease.job_id}: step {step} of 8\n" in shell.err
+        assert f"; job {lease.job_id}: step {step} of 8\n" in shell.err
     assert shell.err.endswith("batch 1: 1 of 1: 1 cancelled\n")
 
 
