@@ -112,10 +112,11 @@ def _join(address: str) -> str:
     import ray
 
     if ray.is_initialized():
-        if _port(ray.get_runtime_context().gcs_address) == _port(address):
+        if _port(ray.get_runtime_context().gcs_address) == _port(address) and _node_lives():
             return _connection()
         ray.shutdown()
     _outlive()
+    _start_nothing()
     try:
         ray.init(address=_literal(address), namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -123,11 +124,25 @@ def _join(address: str) -> str:
     return _connection()
 
 
+def _node_lives() -> bool:
+    """The node that we joined by may be lost while the head stands."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    return any(row["Alive"] for row in ray.nodes() if row["NodeID"] == own)
+
+
 def _outlive() -> None:
     """On a lost connection Ray ends a process whose "raylet" is gone: the one named here, or else its parent where that
     is init, as under systemd. This process goes on without Ray, so it names itself."""
     os.environ["RAY_RAYLET_PID"] = str(os.getpid())
     _read_again()
+
+
+def _start_nothing() -> None:
+    """A thread that calls Ray when another has just left would have it start a cluster of its own in this process."""
+    hook: Any = importlib.import_module("ray._private.auto_init_hook")
+    hook.enable_auto_connect = False
 
 
 def _connection() -> str:

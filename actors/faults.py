@@ -24,6 +24,7 @@ CAUSE_OF: dict[str, Cause] = {
     "ObjectLostError": Cause.GANG_DIED,
     "ActorPlacementGroupRemoved": Cause.GANG_DIED,
     "ActorUnschedulableError": Cause.GANG_DIED,
+    "LocalRayletDiedError": Cause.RAY_GONE,
     "RaySystemError": Cause.RAY_GONE,
     "RpcError": Cause.RAY_GONE,
     "AuthenticationError": Cause.RAY_GONE,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from actors import cluster
 from actors.nodes import nodes_of
@@ -103,6 +104,18 @@ def test_without_the_token_nobody_joins(settings: Settings) -> None:
 
 def test_joining_twice_is_joining_once(settings: Settings) -> None:
     assert cluster.connect(settings) == cluster.connect(settings)
+
+
+def test_what_is_called_while_nobody_is_joined_starts_no_ray(settings: Settings) -> None:
+    """As by a thread that waits for its gang when another finds that Ray is gone."""
+    joined(settings)
+    cluster.disconnect()
+    try:
+        with pytest.raises(ray.exceptions.RaySystemError):
+            ray.put(1)
+        assert not ray.is_initialized()
+    finally:
+        joined(settings)
 
 
 def test_a_second_head_in_one_home_is_refused(settings: Settings) -> None:

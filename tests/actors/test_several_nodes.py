@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import ray
@@ -15,6 +16,7 @@ from farm.config import PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Rendered
+from tests.actors.conftest import joined, until
 from tests.actors.test_ranks_together import CARDS, never, request
 
 pytestmark = [
@@ -56,6 +58,28 @@ def test_a_gang_on_two_nodes_draws_and_is_built_again_when_one_is_lost(settings:
     assert again.frame == first.frame
     assert lost.node_id not in homes_of(again.gang)
     pool.close(remove=True)
+
+
+@pytest.mark.slow
+def test_the_node_that_the_dispatcher_joined_by_is_lost_and_another_one_is_joined(
+    settings: Settings, nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one machine Ray would always join by the head's; here, as on another machine, by what lives and is not it."""
+
+    def elsewhere(gcs: Any, *args: object, **options: object) -> Any:
+        rows = gcs.get_all_node_info(timeout=10).values()
+        alive = [row for row in rows if not row.is_head_node and row.state == row.ALIVE]
+        if not alive:
+            raise RuntimeError("no node here")
+        return alive[0]
+
+    monkeypatch.setattr("ray._private.services.get_node_to_connect_for_driver", elsewhere)
+    theirs = settings.model_copy(update={"ray_address": nodes.address})
+    first = cluster.connect(theirs)
+    lost = next(node for node in nodes.worker_nodes if node.node_id == first.partition("/")[0])
+    lost.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+    until(lambda: joined(theirs) != first, 60.0)
+    assert ray.get(ray.put(5)) == 5
 
 
 def drawn(pool: Pool) -> Rendered:
