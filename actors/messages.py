@@ -25,6 +25,7 @@ class Post:
     cpus: float = 1.0
     gpus: float | None = None  # of a rank; None: 1 where the cluster has any
     labels: tuple[tuple[str, str], ...] = ()
+    embeddings_mb: int = 256
     code: str = ""  # fingerprint of what its ranks run
 
     @property

@@ -1,18 +1,16 @@
-"""Which models there are, where their files lie, and how one is made ready to draw."""
+"""Which models there are, and where their files lie."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from actors.cards import CARDS, KONTEXT, SCHNELL, TEXT_TOKENS, TINY
+from actors.cards import CARDS, TINY
 from actors.flux.check import (
     NO_TOKENIZER,
     Report,
     check,
     fitting,
-    memory_of,
     objection,
     report_part,
     title,
@@ -24,14 +22,6 @@ from actors.flux.names import PARTS, Part
 from farm.errors import Fault, NotFound, nearest
 from farm.job import Cause
 from farm.ports import ModelCard
-
-if TYPE_CHECKING:
-    import torch
-
-    from actors.flux.exchange import Seat
-    from actors.flux.model import Flux
-    from actors.flux.offload import Setting
-    from actors.flux.render import Renderer
 
 TINY_FOLDER = Path(__file__).parent / "tiny" / "models"
 
@@ -147,135 +137,6 @@ def locate(card: ModelCard, folder: Path | None) -> ModelFiles:
         raise Fault(Cause.WEIGHTS_MISSING, f"{card.name} lacks {', '.join(missing)}: {says}")
     parts = parts_there(card, folder)
     return ModelFiles(parts["transformer"], parts["vae"], parts["t5"], parts["clip"])
-
-
-@dataclass(frozen=True)
-class Known:
-    """A model that is ready to draw, and what it was made of."""
-
-    renderer: "Renderer"
-    weights: str  # the fingerprint of its files
-    files: tuple[Path, ...]
-
-
-def load_known(
-    card: ModelCard,
-    folder: Path | None,
-    device: "torch.device | str",
-    dtype: "torch.dtype",
-    offload: "Setting" = "auto",
-    tensor: int = 1,
-    sequence: int = 1,
-) -> Known:
-    """As `load_renderer`, with the fingerprint of the very files that were read: if one changes meanwhile, a Fault."""
-    from actors.flux.weights import weights_sha256
-
-    try:
-        files = locate(card, folder)
-        paths = files.paths
-        before = states(paths)
-        renderer = load_renderer(card, folder, device, dtype, offload, tensor, sequence)
-        known = Known(renderer, weights_sha256(paths), paths)
-    except WeightsError as error:
-        raise Fault(Cause.WEIGHTS_MISSING, str(error)) from error
-    changed = [path.name for path, old, new in zip(paths, before, states(paths), strict=True) if old != new]
-    if changed or locate(card, folder) != files:
-        what = ", ".join(changed) or f"the files of {card.name}"
-        raise Fault(Cause.WEIGHTS_MISSING, f"{what} changed while {card.name} was loaded: let the folder be at rest")
-    return known
-
-
-def states(paths: Iterable[Path]) -> list[tuple[int, ...]]:
-    """What tells a file from the one that it was, without reading it."""
-    found = [path.stat() if path.exists() else None for path in paths]
-    return [(one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) if one else () for one in found]
-
-
-def load_renderer(
-    card: ModelCard,
-    folder: Path | None,
-    device: "torch.device | str",
-    dtype: "torch.dtype",
-    offload: "Setting" = "auto",
-    tensor: int = 1,
-    sequence: int = 1,
-) -> "Renderer":
-    """A model with its weights in place, its blocks streamed from host memory where the device is too small; in a gang
-    of several ranks, this rank's share of it. The tiny one is in float32 everywhere: it has room and time enough."""
-    import torch
-
-    files = locate(card, folder)
-    dtype = torch.float32 if card.name == TINY.name else dtype
-    try:
-        return assemble(card, files, device, dtype, offload, seat_of(files, tensor, sequence))
-    except WeightsError as error:
-        raise Fault(Cause.WEIGHTS_MISSING, str(error)) from error
-
-
-def seat_of(files: ModelFiles, tensor: int, sequence: int) -> "Seat | None":
-    """This rank's, once the ranks have met; None where there is one."""
-    from actors.flux.exchange import GangShape, take_seat
-    from actors.flux.sharding import check as divides
-    from actors.flux.sharding import heads
-    from actors.flux.weights import open_checkpoint
-
-    if tensor * sequence == 1:
-        return None
-    sizes = open_checkpoint(files.transformer, "transformer").sizes
-    try:
-        divides(sizes, tensor)
-    except ValueError as error:
-        raise Fault(Cause.WEIGHTS_MISSING, f"{files.transformer.files[0].name} cannot be shared so: {error}") from error
-    return take_seat(GangShape.of(tensor, sequence, heads(sizes)))
-
-
-def assemble(
-    card: ModelCard,
-    files: ModelFiles,
-    device: "torch.device | str",
-    dtype: "torch.dtype",
-    offload: "Setting",
-    seat: "Seat | None" = None,
-) -> "Renderer":
-    from actors.flux.exchange import Spread
-    from actors.flux.offload import stream_blocks
-    from actors.flux.render import KONTEXT_SIZES, Renderer
-    from actors.flux.together import GangRenderer
-    from actors.flux.weights import load_flux, load_text, load_vae
-
-    streamed = blocks_stream(files, device, dtype, offload, seat.tensor.degree if seat else 1)
-    home = "cpu" if streamed else device
-    flux = load_flux(files.transformer, None, home, dtype, seat)
-    vae = load_vae(files.vae, None, device, dtype)
-    text = load_text(files.t5.files[0].parent, home, dtype, files.t5, files.clip, seat)
-    if streamed:
-        stream_blocks(flux, (flux.double_blocks, flux.single_blocks), device)
-        stream_blocks(text, (text.t5.encoder.block,), device)
-    return (partial(GangRenderer, seat) if seat else Renderer)(
-        cast("Flux", Spread(flux, seat)) if seat and seat.sequence.degree > 1 else flux,  # it is called as one is
-        vae,
-        text,
-        device,
-        dtype,
-        shift=card.name != SCHNELL.name,
-        max_text=TEXT_TOKENS.get(card.name, 512),
-        kontext_sizes=KONTEXT_SIZES if card.name == KONTEXT.name else None,
-    )
-
-
-def blocks_stream(
-    files: ModelFiles, device: "torch.device | str", dtype: "torch.dtype", offload: "Setting", ranks: int = 1
-) -> bool:
-    """By setting, or because a CUDA device has too little memory free; elsewhere there is but one memory."""
-    import torch
-
-    from actors.flux.offload import streams
-
-    place = torch.device(device)
-    if place.type != "cuda":
-        return offload == "always"
-    free, _ = torch.cuda.mem_get_info(place)
-    return streams(offload, memory_of(files.sets, ranks) * dtype.itemsize // 2, free)
 
 
 def lacking(card: ModelCard, folder: Path | None) -> str:

@@ -67,6 +67,7 @@ def post_of(pool: PoolSpec, card: ModelCard, settings: Settings, shard: str) -> 
         pool.cpus,
         pool.gpus,
         tuple(sorted(pool.labels.items())),
+        settings.embeddings_mb,
         code_of(),
     )
 

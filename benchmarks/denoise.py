@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from actors.flux.config import FLUX1_DEV, FLUX1_SCHNELL, FLUX1_VAE, FluxConfig, VaeConfig
 from actors.flux.model import Flux, compile_blocks
-from actors.flux.render import Renderer, RenderJob
+from actors.flux.render import RenderJob, renderer_of
 from actors.flux.sampler import velocity
 from actors.flux.vae import AutoEncoder
 
@@ -210,10 +210,12 @@ def time_ours(plan: Plan) -> Timing:
     if plan.compiled:
         compile_blocks(flux)
     text = partial(random_text, plan)
-    renderer = Renderer(
+    renderer = renderer_of(
         flux, vae, text, plan.device, plan.dtype, shift=plan.model.shift, max_text=plan.model.text_tokens
     )
-    condition = renderer.condition([plan.job])
+    assert renderer.encoder
+    assert renderer.denoiser
+    condition = renderer.denoiser.condition([plan.job], [renderer.encoder.encode(plan.job)])
     latent = torch.randn(1, condition.img_ids_BL3.shape[1], plan.model.flux.in_channels, device=plan.device)
     step = partial(velocity, flux, condition, latent, 0.5)
     return timed("ours", plan, step, lambda: renderer.render([plan.job]))

@@ -111,6 +111,7 @@ class Settings(BaseSettings):
     offload: Literal["auto", "always", "never"] = Field(
         "auto", description="blocks wait in host memory: auto where the GPU is too small, always or never"
     )
+    embeddings_mb: int = Field(256, ge=0, description="encoded prompts kept by each process that encodes, in MiB")
     pools: tuple[PoolSpec, ...] = Field((), description="`[[pools]]` of gangs; a model without one has one rank")
     policy: str = Field("", description="policy document; empty: the bundled demo policy")
     encoder: str = Field("", description="open_clip folder or name of the gate; empty: the bundled tiny one")

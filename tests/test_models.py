@@ -12,19 +12,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from actors import models
+from actors import loading, models
 from actors.cards import CARDS, DEV, KLEIN_4B, KONTEXT, SCHNELL, TINY
 from actors.flux.check import check
+from actors.flux.checkpoint import Checkpoint
 from actors.flux.config import FLUX1_DEV, FLUX1_VAE
+from actors.flux.denoise import Denoiser
 from actors.flux.offload import Setting
+from actors.flux.render import KONTEXT_SIZES, Renderer, RenderJob
 from actors.flux.shapes import ClipSizes, T5Sizes, expected
+from actors.stages import Stage
 from farm.errors import Fault, NotFound
 from farm.job import CAUSES, Cause, Payer
 from farm.ports import ModelCard
 from tests.flux import containers_kit as kit
 from tests.flux.samples import comfyui, diffusers
 from tests.flux.test_weights_check import real_comfyui
+
+CPU = loading.Load("cpu", torch.float32)
+BF16 = loading.Load("cpu", torch.bfloat16)
+JOB = RenderJob(prompt="w5 w7", seed=3, width=48, height=32, steps=2, guidance=2.0)
+
+
+def held(renderer: Renderer) -> Denoiser:
+    assert renderer.denoiser
+    return renderer.denoiser
 
 
 def test_no_card_promises_what_cannot_be_drawn() -> None:
@@ -157,14 +171,14 @@ def test_what_is_missing_is_the_environments_fault_and_named(tmp_path: Path) -> 
     (tmp_path / "file").write_bytes(b"no folder")
     for folder in (None, tmp_path, tmp_path / "absent", tmp_path / "file"):
         with pytest.raises(Fault) as caught:
-            models.load_renderer(SCHNELL, folder, "cpu", torch.float32)
+            loading.load_renderer(SCHNELL, folder, CPU)
         assert caught.value.cause is Cause.WEIGHTS_MISSING
         for need in ("transformer", "tokenizers/clip", "flux1-schnell.safetensors"):
             assert need in str(caught.value)
         assert models.lacking(SCHNELL, folder) == caught.value.detail
     assert models.lacking(TINY, None) == ""
     with pytest.raises(Fault, match="not rendered yet"):
-        models.load_renderer(KLEIN_4B, tmp_path, "cpu", torch.float32)
+        loading.load_renderer(KLEIN_4B, tmp_path, CPU)
 
 
 def small(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -172,12 +186,10 @@ def small(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def picture(folder: Path, monkeypatch: pytest.MonkeyPatch, offload: Setting = "auto") -> np.ndarray:
-    from actors.flux.render import RenderJob
-
     small(monkeypatch, folder)
-    renderer = models.load_renderer(TINY, None, "cpu", torch.float32, offload)
-    job = RenderJob(prompt="w5 w7", seed=3, width=48, height=32, steps=2, guidance=2.0)
-    return renderer.render([job])[0]
+    renderer = loading.load_renderer(TINY, None, replace(CPU, offload=offload))
+    picture: np.ndarray = renderer.render([JOB])[0]
+    return picture
 
 
 def test_a_model_draws_the_same_from_every_container_and_streamed(
@@ -202,7 +214,7 @@ def test_a_file_that_does_not_fit_is_a_fault_with_the_reason(tmp_path: Path, mon
     kit.write(tmp_path / "vae" / "ae.safetensors", {"decoder.conv_in.weight": torch.zeros(16, 16, 3, 3)})
     small(monkeypatch, tmp_path)
     with pytest.raises(Fault, match=r"missing: encoder\.conv_in"):
-        models.load_renderer(TINY, None, "cpu", torch.float32)
+        loading.load_renderer(TINY, None, CPU)
 
 
 def test_schnell_is_not_shifted_and_kontext_resizes_its_reference(
@@ -210,14 +222,16 @@ def test_schnell_is_not_shifted_and_kontext_resizes_its_reference(
 ) -> None:
     small(monkeypatch, comfyui(tmp_path))
     files = models.locate(TINY, None)
-    made = {card.name: models.assemble(card, files, "cpu", torch.float32, "never") for card in (SCHNELL, KONTEXT, TINY)}
-    assert [(made[card.name].shift, made[card.name].max_text) for card in (SCHNELL, KONTEXT, TINY)] == [
-        (False, 256),
-        (True, 512),
-        (True, 40),
-    ]
-    assert made["flux1-kontext-dev"].kontext_sizes
-    assert made["tiny"].kontext_sizes is None
+    made = {}
+    for card in (SCHNELL, KONTEXT, TINY):
+        renderer = loading.assemble(card, files, CPU)
+        assert renderer.encoder
+        made[card.name] = held(renderer).shift, renderer.encoder.max_text, renderer.encoder.kontext_sizes
+    assert made == {
+        "flux1-schnell": (False, 256, None),
+        "flux1-kontext-dev": (True, 512, KONTEXT_SIZES),
+        "tiny": (True, 40, None),
+    }
 
 
 def test_reports_and_tables_are_json(tmp_path: Path) -> None:
@@ -255,14 +269,14 @@ def test_a_checked_folder_is_told_in_words_that_a_person_reads(capsys: pytest.Ca
 
 def test_the_tiny_model_is_in_float32_whatever_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch, comfyui(tmp_path))
-    assert models.load_renderer(TINY, None, "cpu", torch.bfloat16).dtype == torch.float32
+    assert held(loading.load_renderer(TINY, None, BF16)).dtype == torch.float32
     files = models.locate(TINY, None)
-    assert models.assemble(DEV, files, "cpu", torch.bfloat16, "never").dtype == torch.bfloat16
+    assert held(loading.assemble(DEV, files, BF16)).dtype == torch.bfloat16
 
 
-def known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> models.Known:
+def known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> loading.Known:
     small(monkeypatch, folder)
-    return models.load_known(TINY, None, "cpu", torch.float32)
+    return loading.load_known(TINY, None, CPU)
 
 
 @pytest.mark.parametrize("container", [comfyui, diffusers])
@@ -288,7 +302,7 @@ def test_a_file_that_changes_while_it_is_loaded_is_a_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     path = comfyui(tmp_path) / name
-    load = models.load_renderer
+    load = loading.load_renderer
 
     def interrupted(*args: Any) -> Any:
         renderer, found = load(*args), path.stat()
@@ -296,10 +310,56 @@ def test_a_file_that_changes_while_it_is_loaded_is_a_fault(
         os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))  # as copying tools do
         return renderer
 
-    monkeypatch.setattr(models, "load_renderer", interrupted)
+    monkeypatch.setattr(loading, "load_renderer", interrupted)
     with pytest.raises(Fault, match=f"{path.name} changed while tiny was loaded") as caught:
         known(tmp_path, monkeypatch)
     assert caught.value.cause is Cause.WEIGHTS_MISSING
+
+
+def test_stages_apart_hold_their_own_parts_and_draw_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch, comfyui(tmp_path))
+    edit = replace(JOB, prompt="w9", seed=4, reference=Image.new("RGB", (40, 24), (200, 30, 90)))
+    whole = loading.load_known(TINY, None, CPU)
+    parts = {stage: loading.load_known(TINY, None, replace(CPU, stages=(stage,))) for stage in Stage}
+    assert {part.weights for part in parts.values()} == {whole.weights}
+    assert {part.files for part in parts.values()} == {whole.files}
+    for jobs in ([JOB, replace(JOB, seed=9)], [edit]):
+        made: list[Any] = []
+        for part in parts.values():
+            made = part.renderer.render(jobs, given=made)
+        for one, other in zip(made, whole.renderer.render(jobs), strict=True):
+            assert np.array_equal(one, other)
+    stages = {stage: part.renderer for stage, part in parts.items()}
+    assert [bool(one.encoder) for one in stages.values()] == [True, False, False]
+    assert [bool(one.denoiser) for one in stages.values()] == [False, True, False]
+    assert [bool(one.decoder) for one in stages.values()] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("stages", "read"),
+    [
+        ((Stage.ENCODE,), {"t5xxl_fp16", "clip_l", "ae"}),
+        ((Stage.DENOISE,), {"flux1-dev"}),
+        ((Stage.DECODE,), {"ae"}),
+        ((Stage.DENOISE, Stage.DECODE), {"flux1-dev", "ae"}),
+    ],
+)
+def test_no_tensor_is_read_that_the_stages_do_not_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: tuple[Stage, ...], read: set[str]
+) -> None:
+    small(monkeypatch, comfyui(tmp_path))
+    seen: set[str] = set()
+    read_into = Checkpoint.read_into
+
+    def reading(self: Checkpoint, *args: Any) -> None:
+        seen.update(path.stem for path in self.stored.files)
+        read_into(self, *args)
+
+    monkeypatch.setattr(Checkpoint, "read_into", reading)
+    loading.load_renderer(TINY, None, replace(CPU, stages=stages))
+    assert seen == read
 
 
 def test_a_folder_without_weights_is_told_what_was_looked_for(

@@ -11,38 +11,40 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.flux.exchange import Seat, decode_together
-from actors.flux.render import NotFinite, Pixels, Preview, Renderer, RenderJob
-from actors.flux.sampler import Condition, SavedLatent
+from actors.flux.decode import Decoder
+from actors.flux.denoise import Denoiser, Draw, Preview
+from actors.flux.encode import Encoded
+from actors.flux.exchange import decode_together
+from actors.flux.jobs import NotFinite, Pixels, RenderJob
+from actors.flux.sampler import SavedLatent
 
 FIRST = 0
 
 
-class GangRenderer(Renderer):
-    def __init__(self, seat: Seat, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.seat, self.first = seat, dist.get_rank() == FIRST
-
+class GangDenoiser(Denoiser):
     def denoise(
         self,
         jobs: Sequence[RenderJob],
-        condition: Condition,
+        encoded: Sequence[Encoded],
         on_step: Callable[[int, int, Preview], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
         resume: SavedLatent | None = None,
+        draw: Draw | None = None,
     ) -> Tensor:
         def agreed() -> bool:
             """One rank hears of it first; then all stop before the same step."""
             return bool(told(cancelled is not None and cancelled(), dist.ReduceOp.MAX))
 
-        return super().denoise(jobs, condition, on_step, agreed, resume)
+        return super().denoise(jobs, encoded, on_step, agreed, resume, draw)
 
+
+class GangDecoder(Decoder):
     def decode(self, latent_BLC: Tensor, width: int, height: int) -> list[Pixels]:
         """In tiles by all of them, or whole by the first alone; the others have no pictures then."""
         if self.in_tiles(width, height):
             return super().decode(latent_BLC, width, height)
         pictures, bad = [], torch.zeros(len(latent_BLC), dtype=torch.int32)
-        if self.first:
+        if dist.get_rank() == FIRST:
             try:
                 pictures = super().decode(latent_BLC, width, height)
             except NotFinite as error:

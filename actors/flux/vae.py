@@ -150,6 +150,10 @@ class AutoEncoder(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
     def encode_moments(self, rgb_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior, before scale and shift: what training needs."""
         mean, logvar = self.encoder(rgb_B3HW).chunk(2, dim=1)

@@ -74,12 +74,13 @@ def load_small(post: Post) -> Shard:
     import torch
 
     from actors.flux.containers import find
-    from actors.models import ModelFiles, assemble, seat_of
+    from actors.loading import Load, assemble, seat_of
+    from actors.models import ModelFiles
 
     sets = {each.part: each for each in find(Path(post.models)).sets}
     files = ModelFiles(sets["transformer"], sets["vae"], sets["t5"], sets["clip"])
     seat = seat_of(files, post.tensor, post.sequence)
-    return Shard(assemble(post.card, files, "cpu", torch.float32, "never", seat), "0" * 64)
+    return Shard(assemble(post.card, files, Load("cpu", torch.float32, "never"), seat), "0" * 64)
 
 
 class Judge:

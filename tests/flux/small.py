@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from actors.flux.config import FluxConfig, VaeConfig
+from actors.flux.decode import Decoder
+from actors.flux.denoise import Denoiser
+from actors.flux.encode import Encoder
 from actors.flux.model import Flux
+from actors.flux.render import Renderer
 from actors.flux.text import TextEncoders
 from actors.flux.vae import AutoEncoder
 
@@ -189,3 +193,10 @@ def inputs(batch: int, rows: int, columns: int, reference: bool, seed: int = 4) 
 
 def grid(rows: int, columns: int, axis0: int) -> Tensor:
     return torch.tensor([[axis0, row, column] for row in range(rows) for column in range(columns)]).float()
+
+
+def stages(renderer: Renderer) -> tuple[Encoder, Denoiser, Decoder]:
+    assert renderer.encoder
+    assert renderer.denoiser
+    assert renderer.decoder
+    return renderer.encoder, renderer.denoiser, renderer.decoder

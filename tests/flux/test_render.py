@@ -11,11 +11,13 @@ from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RES
 from PIL import Image
 
 from actors.flux import latents
+from actors.flux.encode import Embeddings
 from actors.flux.model import Flux
-from actors.flux.render import KONTEXT_SIZES, NotFinite, Pixels, Preview, Renderer, RenderJob
+from actors.flux.render import KONTEXT_SIZES, NotFinite, Pixels, Preview, Renderer, RenderJob, renderer_of
 from actors.flux.sampler import Cancelled, SavedLatent
 from actors.flux.text import TextEncoders
 from tests.flux import small
+from tests.flux.small import stages
 
 MAX_TEXT = 16
 
@@ -38,7 +40,7 @@ def renderer() -> Renderer:
 
 def make_renderer(guidance: bool = True, **options: Any) -> Renderer:
     models = (sharp_flux(guidance), calm_vae(), small.small_text())
-    return Renderer(*models, "cpu", torch.float32, **{"max_text": MAX_TEXT, **options})
+    return renderer_of(*models, "cpu", torch.float32, **{"max_text": MAX_TEXT, **options})
 
 
 def sharp_flux(guidance: bool) -> Flux:
@@ -60,16 +62,17 @@ def calm_vae() -> Any:
 
 
 def peer(renderer: Renderer, kind: type[FluxPipeline] | type[FluxKontextPipeline]) -> Any:
-    text = renderer.text
+    encoder, denoiser, _ = stages(renderer)
+    text = encoder.text.encode
     assert isinstance(text, TextEncoders)
     pipeline = kind(
-        scheduler=small.peer_scheduler(renderer.shift),
-        vae=small.peer_vae(renderer.vae),
+        scheduler=small.peer_scheduler(denoiser.shift),
+        vae=small.peer_vae(encoder.vae),
         text_encoder=text.clip,
         tokenizer=text.clip_tokenizer,
         text_encoder_2=text.t5,
         tokenizer_2=text.t5_tokenizer,
-        transformer=small.peer_flux(renderer.flux),
+        transformer=small.peer_flux(denoiser.flux),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -119,8 +122,8 @@ def test_editing_equals_the_peers_pipeline(size: tuple[int, int], monkeypatch: p
 
 def test_the_kontext_sizes_and_the_choice_among_them() -> None:
     assert sorted(KONTEXT_SIZES) == sorted(PREFERRED_KONTEXT_RESOLUTIONS)
-    renderer = make_renderer(kontext_sizes=KONTEXT_SIZES)
-    chosen = {ratio: renderer.reference_size(job(reference=picture(*ratio))) for ratio in ((1, 1), (3, 2), (1, 99))}
+    encoder, _, _ = stages(make_renderer(kontext_sizes=KONTEXT_SIZES))
+    chosen = {ratio: encoder.reference_size(job(reference=picture(*ratio))) for ratio in ((1, 1), (3, 2), (1, 99))}
     assert chosen == {(1, 1): (1024, 1024), (3, 2): (1248, 832), (1, 99): (672, 1568)}
 
 
@@ -140,7 +143,7 @@ def test_where_rounding_is_coarse_company_changes_nothing_at_all(
     dtype: torch.dtype, reference: Image.Image | None
 ) -> None:
     flux, vae, text = sharp_flux(guidance=True).to(dtype), calm_vae().to(dtype), small.small_text().to(dtype)
-    renderer = Renderer(flux, vae, text, "cpu", dtype, max_text=MAX_TEXT)
+    renderer = renderer_of(flux, vae, text, "cpu", dtype, max_text=MAX_TEXT)
     jobs = [job("make the green square", seed=9, reference=reference, guidance=guidance) for guidance in (1.0, 2.5)]
     jobs += [job(reference=reference), job("a red circle", seed=6, reference=reference)]
     crowd = renderer.render(jobs)
@@ -227,7 +230,8 @@ def test_a_latent_of_other_jobs_is_refused(renderer: Renderer, changes: dict[str
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_bad_numbers_make_no_picture(part: str, value: float) -> None:
     renderer = make_renderer()
-    broken = renderer.flux.img_in if part == "latent" else renderer.vae.decoder.conv_in
+    _, denoiser, decoder = stages(renderer)
+    broken = denoiser.flux.img_in if part == "latent" else decoder.vae.decoder.conv_in
     with torch.no_grad():
         broken.bias[0] = value  # type: ignore[index]
     with pytest.raises(NotFinite, match=part):
@@ -238,20 +242,21 @@ def test_the_error_names_the_jobs_it_is_about(renderer: Renderer) -> None:
     latent = torch.zeros(3, 6, 64)
     latent[1, 0, 0] = float("nan")
     with pytest.raises(NotFinite, match="picture of job 1 of") as caught:
-        renderer.decode(latent, 48, 32)
+        stages(renderer)[2].decode(latent, 48, 32)
     assert caught.value.jobs == (1,)
 
 
 def test_large_pictures_are_tiled_by_their_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = make_renderer(tile_above=48 * 32)
     tiled: list[tuple[int, ...]] = []
-    plain = renderer.vae.decode_tiled
+    vae = stages(renderer)[2].vae
+    plain = vae.decode_tiled
 
     def seen(latent: torch.Tensor) -> torch.Tensor:
         tiled.append(tuple(latent.shape))
         return plain(latent)
 
-    monkeypatch.setattr(renderer.vae, "decode_tiled", seen)
+    monkeypatch.setattr(vae, "decode_tiled", seen)
     renderer.render([job(), job(seed=6)])
     assert tiled == []
     renderer.render([job(width=64), job(width=64, seed=6)])
@@ -269,11 +274,51 @@ def test_text_is_padded_without_a_mask_and_cut_at_its_length() -> None:
     assert long[0].shape == (1, 8, 32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_words_found_again_are_the_bytes_of_words_encoded_alone(dtype: torch.dtype) -> None:
+    text = small.small_text().to(dtype)
+    kept = Embeddings(text, 2**20)
+    prompts = ["a red circle", "make the green square", "a red circle", "a"]
+    for words, prompt in zip([kept.of(prompt, MAX_TEXT) for prompt in prompts], prompts, strict=True):
+        with torch.no_grad():
+            anew = text([prompt], MAX_TEXT)
+        assert all(torch.equal(one, other) for one, other in zip(words, anew, strict=True))
+    assert (kept.made, kept.found) == (3, 1)
+    assert len(kept.of("a", 8)[0][0]) == 8, "another length is another answer"
+
+
+def test_the_words_met_last_are_kept_in_so_many_bytes() -> None:
+    def encode(prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ones(1, length, 2), torch.ones(1, 2)
+
+    kept = Embeddings(encode, 100)  # of 40 bytes each
+    for prompt in "abacab":
+        kept.of(prompt, 4)
+    assert (kept.made, kept.found, kept.nbytes) == (4, 2, 80)
+    assert [prompt for prompt, _ in kept.kept] == ["a", "b"]
+    kept.of("too long to be kept", 40)
+    assert [prompt for prompt, _ in kept.kept] == ["a", "b"]
+    none = Embeddings(encode, 0)
+    assert [len(none.of("a", 4)) for _ in "12"] == [2, 2]
+    assert (none.made, none.nbytes) == (2, 0)
+
+
+def test_a_picture_does_not_tell_whether_its_words_were_known() -> None:
+    jobs = [job(seed=5), job(seed=6)]
+    first, again = make_renderer(), make_renderer(embeddings=0)
+    fresh = again.render([jobs[1]])
+    first.render([jobs[0]])
+    assert np.array_equal(first.render([jobs[1]])[0], fresh[0])
+    text = stages(first)[0].text
+    assert (text.made, text.found) == (1, 1)
+
+
 @pytest.mark.parametrize(("dtype", "levels"), [(torch.bfloat16, 2.0), (torch.float16, 0.5)])
 def test_half_precisions_draw_nearly_the_same_picture(dtype: torch.dtype, levels: float) -> None:
     def drawn(dtype: torch.dtype) -> Pixels:
         flux, vae = small.small_flux().to(dtype), calm_vae().to(dtype)
-        return Renderer(flux, vae, small.small_text(), "cpu", dtype, max_text=MAX_TEXT).render([job()])[0]
+        (picture,) = renderer_of(flux, vae, small.small_text(), "cpu", dtype, max_text=MAX_TEXT).render([job()])
+        return np.asarray(picture)
 
     exact, rough = drawn(torch.float32).astype(int), drawn(dtype).astype(int)
     assert 0 < np.abs(rough - exact).mean() < levels

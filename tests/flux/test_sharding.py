@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from actors import models
+from actors import loading, models
 from actors.cards import TINY
 from actors.flux import latents
 from actors.flux.checkpoint import stored_part
@@ -132,7 +132,7 @@ def test_a_gang_shares_t5_and_the_tiles_of_a_large_picture(tmp_path: Path) -> No
 
 
 def drawn(dtype: torch.dtype, seat: Seat | None) -> Tensor:
-    renderer = models.assemble(TINY, models.locate(TINY, None), "cpu", dtype, "never", seat)
+    renderer = loading.assemble(TINY, models.locate(TINY, None), loading.Load("cpu", dtype, "never"), seat)
     prompts = {1: "a red circle on a blue background", 4: "a small yellow cross on the left of a purple background"}
     pictures = renderer.render([RenderJob(prompt, seed, 96, 96, 8, 2.5) for seed, prompt in prompts.items()])
     return torch.tensor(np.array(pictures, dtype=np.int32))

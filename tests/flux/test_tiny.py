@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 import actors
 from actors.flux.render import Renderer, RenderJob
+from tests.flux.small import stages
 from training.checker import NAMES, colour_index, judge, see
 from training.evaluate import renderer
 from training.shapes import Item, Pixels, Scene, draw
@@ -27,7 +28,7 @@ def machine() -> Renderer:
 
 def drawn(machine: Renderer, prompt: str, seed: int = 1, reference: Pixels | None = None) -> Pixels:
     picture = None if reference is None else Image.fromarray(reference)
-    return machine.render([RenderJob(prompt, seed, 128, 128, 8, 2.5, picture)])[0]
+    return np.asarray(machine.render([RenderJob(prompt, seed, 128, 128, 8, 2.5, picture)])[0])
 
 
 def shares(picture: Pixels) -> Counter[str]:
@@ -55,9 +56,10 @@ def test_the_config_says_what_the_tensors_have(machine: Renderer) -> None:
     config = json.loads((MODELS / "config.json").read_text())
     assert config["flux"]["guidance_embed"] is True
     assert config["vae"]["z_channels"] == 16
-    assert machine.vae.config.compression == 8
-    assert machine.vae.config.scale_factor == config["vae"]["scale_factor"]
-    assert 2_000_000 < sum(p.numel() for p in machine.flux.parameters()) < 12_000_000
+    encoder, denoiser, _ = stages(machine)
+    assert encoder.vae.config.compression == 8
+    assert encoder.vae.config.scale_factor == config["vae"]["scale_factor"]
+    assert 2_000_000 < sum(p.numel() for p in denoiser.flux.parameters()) < 12_000_000
 
 
 @pytest.mark.parametrize(("colour", "ground"), [("red", "blue"), ("green", "yellow"), ("white", "black")])
@@ -95,12 +97,13 @@ def test_an_edit_changes_the_colour_and_keeps_the_background(machine: Renderer) 
 
 
 def test_the_autoencoder_gives_back_what_it_took(machine: Renderer) -> None:
+    vae = stages(machine)[0].vae
     for ground in ("white", "black", "red"):
         before = draw(circle("yellow", ground))
         rgb = torch.from_numpy(before).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.no_grad():
-            latent = machine.vae.encode(rgb)
-            after = ((machine.vae.decode(latent) + 1) * 127.5).clamp(0, 255)[0].permute(1, 2, 0).numpy()
+            latent = vae.encode(rgb)
+            after = ((vae.decode(latent) + 1) * 127.5).clamp(0, 255)[0].permute(1, 2, 0).numpy()
         assert latent.shape == (1, 16, 16, 16)
         assert np.abs(after - before).mean() < 4
         assert see(after.round().astype(np.uint8)).items[0].shape == "circle"

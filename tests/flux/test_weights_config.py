@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors import models
+from actors import loading, models
 from actors.cards import TINY
 from actors.flux.check import check
 from actors.flux.render import RenderJob
@@ -20,6 +20,7 @@ from farm.job import Cause
 from tests.flux import containers_kit as kit
 from tests.flux.samples import comfyui
 
+CPU = loading.Load("cpu", torch.float32)
 JOB = RenderJob(prompt="w5 w7", seed=3, width=32, height=32, steps=1, guidance=2.0)
 LIES: list[tuple[str, str, Any]] = [
     ("flux", "depth", 10**12),
@@ -87,7 +88,7 @@ def test_a_config_that_lies_is_a_problem_not_a_crash(folder: Path, part: str, fi
     assert any(field in problem and len(problem) < 1000 for problem in check(folder).problems)
     assert time.process_time() - began < 5
     with pytest.raises(Fault, match=field) as caught:
-        models.load_renderer(TINY, None, "cpu", torch.float32)
+        loading.load_renderer(TINY, None, CPU)
     assert caught.value.cause is Cause.WEIGHTS_MISSING
 
 
@@ -95,7 +96,7 @@ def test_what_no_network_asks_for_is_passed_over(folder: Path) -> None:
     for part in kit.CONFIG:
         say(folder, part, "architectures", {"nobody": ["asked"]})
         assert judged(folder)
-        assert models.load_renderer(TINY, None, "cpu", torch.float32).render([JOB])
+        assert loading.load_renderer(TINY, None, CPU).render([JOB])
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.sampled_from([0, 1, 2, 3, 4, 8, 2.0, 1e-5]) | st.floats()
@@ -120,8 +121,12 @@ def test_whatever_a_config_says_the_model_draws_or_is_refused(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "TINY_FOLDER", folder)
         if judged(folder):
-            assert models.load_renderer(TINY, None, "cpu", torch.float32).render([JOB])[0].shape == (32, 32, 3)
+            assert loading.load_renderer(TINY, None, CPU).render([JOB])[0].shape == (
+                32,
+                32,
+                3,
+            )
         else:
             with pytest.raises(Fault) as caught:
-                models.load_renderer(TINY, None, "cpu", torch.float32)
+                loading.load_renderer(TINY, None, CPU)
             assert caught.value.cause is Cause.WEIGHTS_MISSING
