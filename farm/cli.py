@@ -39,7 +39,6 @@ app = typer.Typer(
 )
 USAGE, INTERRUPTED = 2, 130
 PROBE_S = 5.0  # patience with a signer that is only asked whether it is there
-NO_KEY = "0" * 64  # of no file: a store that can say so is there
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -188,7 +187,7 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
         probes={
             Cause.SIGNER_DOWN: SignerClient(settings.signer_socket, timeout=PROBE_S).health,
             Cause.RAY_GONE: lambda: cluster.reach(settings),
-            Cause.STORE_DOWN: lambda: store.has(NO_KEY),
+            Cause.STORE_DOWN: store.reach,
         },
     )
     dispatcher = Dispatcher(ports, group=settings.group, workers=settings.workers, lease_s=settings.lease_s)

@@ -18,7 +18,8 @@ BY_STATUS: dict[int, type[FarmError]] = {
     413: TooLarge,
     503: Unavailable,
 }
-TIMEOUT = httpx.Timeout(30.0, read=600.0)  # a large batch is checked whole before its answer
+TIMEOUT = httpx.Timeout(30.0, read=60.0)  # the farm itself waits half a minute for its database
+BATCH_TIMEOUT = httpx.Timeout(30.0, read=600.0)  # a large batch is checked whole before its answer, or cancelled
 PAGE = 500
 WHERE = "set FARM_URL, or FARM_HOST and FARM_PORT, to where a farm listens"
 
@@ -63,7 +64,7 @@ class FarmClient:
         return _document(self.request("GET", path, params=_given(params)))
 
     def post(self, path: str, **params: Any) -> Any:
-        return _document(self.request("POST", path, params=_given(params)))
+        return _document(self.request("POST", path, params=_given(params), timeout=BATCH_TIMEOUT))
 
     def ready(self) -> dict[str, Any]:
         """What /readyz says; Unavailable, with what is missing, until everything stands."""
@@ -77,7 +78,7 @@ class FarmClient:
     def submit(self, lines: Iterable[bytes], **options: Any) -> dict[str, Any]:
         """Options: name, priority, skip_bad, again."""
         answer: dict[str, Any] = _document(
-            self.request("POST", "/api/batches", params=_given(options), content=iter(lines))
+            self.request("POST", "/api/batches", params=_given(options), content=iter(lines), timeout=BATCH_TIMEOUT)
         )
         return answer
 

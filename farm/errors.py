@@ -90,8 +90,11 @@ class Fault(FarmError):
     def public(self) -> dict[str, Any]:
         """Of an outage its kind alone: where the database lies, say, is for the farm's own log."""
         document = self.problem() | {"cause": str(self.cause)}
-        away = CAUSES[self.cause] is Payer.ENVIRONMENT
-        return document | ({"detail": f"{self.cause}: the farm's log says more"} if away else {})
+        if CAUSES[self.cause] is Payer.ENVIRONMENT:
+            title = Unavailable.title if self.title == Fault.title else self.title
+            told = {"title": title, "detail": f"{self.cause}: the farm's log says more", "fix": "try again later"}
+            document |= told
+        return document
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _fault, (self.cause, self.detail, self.gang)

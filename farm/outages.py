@@ -71,8 +71,8 @@ class Outages:
                 self.failing[name] = fault.cause
         if fault is not None:
             self.met(FARM, fault)
-        if before is not None:
-            self._end([(FARM, before)])
+        if before is not None:  # it is seen again: no pause that work asked for holds it up
+            self._end([(FARM, before)], at_once=True)
 
     def over(self, places: Collection[str], but: Collection[Cause] = ()) -> None:
         """Work got through in these places, or there is none left to try: what was tried again has passed."""
@@ -103,11 +103,11 @@ class Outages:
         with self.lock:
             return list(self.standing)
 
-    def _end(self, keys: Collection[tuple[str, Cause]]) -> None:
+    def _end(self, keys: Collection[tuple[str, Cause]], at_once: bool = False) -> None:
         now = self.clock()
         with self.lock:
             for key in keys:
                 outage, probed = self.standing.get(key), key[0] == FARM and key[1] in self.failing.values()
-                if outage is not None and now >= outage.until and not probed:
+                if outage is not None and (at_once or now >= outage.until) and not probed:
                     del self.standing[key]
                     log.info("%s is over after %.0f s", key[1], now - outage.since)

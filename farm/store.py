@@ -15,6 +15,7 @@ import fsspec
 from farm.errors import FarmError, Fault, NotFound
 from farm.job import Cause
 
+NO_KEY = "0" * 64  # of no file: a store that can say so is there
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -51,6 +52,18 @@ class FsspecStore:
     def has(self, key: str) -> bool:
         with _as_fault(self.url):
             return bool(self.fs.exists(self._path(key)))
+
+    def reach(self) -> None:
+        """Cheap enough to be asked all the time: a Fault where nothing could be kept."""
+        with _as_fault(self.url):
+            if not self.local:
+                self.fs.exists(self._path(NO_KEY))
+                return
+            place = Path(self.root)
+            while not place.exists():
+                place = place.parent
+            if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "no folder that can be written", str(place))
 
     def delete(self, key: str) -> None:
         with _as_fault(self.url):

@@ -95,7 +95,7 @@ def test_what_some_meet_is_everyones_if_the_probe_of_it_fails_too(
 
 def test_a_probe_is_believed_both_ways_and_holds_nothing_up(outages: Outages) -> None:
     outages.probed("signer", away(Cause.SIGNER_DOWN))
-    outages.probed("ray", away(Cause.RAY_GONE))
+    outages.probed(Cause.RAY_GONE, away(Cause.RAY_GONE))
     assert outages.words().startswith("signer_down, ray_gone: ")
     assert not outages.blocks(FARM)
     outages.over([FARM])
@@ -121,3 +121,12 @@ def test_what_is_seen_again_is_tried_at_once(outages: Outages, clock: Clock, cap
     outages.come("tiny", Cause.WEIGHTS_MISSING)
     assert outages.places() == set()
     assert caplog.messages[-1] == "weights_missing is over after 7 s"
+
+
+def test_what_work_met_too_is_over_at_once_when_a_probe_sees_it_again(outages: Outages) -> None:
+    outages.probed(Cause.RAY_GONE, away(Cause.RAY_GONE))
+    outages.doubt(away(Cause.RAY_GONE), 5.0)
+    assert outages.blocks(FARM)
+    outages.probed(Cause.RAY_GONE, None)
+    assert outages.words() == ""
+    assert not outages.blocks(FARM)

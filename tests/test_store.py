@@ -50,9 +50,23 @@ def test_a_full_disk_waits_and_leaves_nothing_behind(tmp_path: Path, monkeypatch
 
 def test_a_folder_that_cannot_be_made_is_an_outage(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("in the way")
-    with pytest.raises(Fault) as caught:
-        open_store(f"file://{tmp_path}/store").put(b"picture")
-    assert caught.value.cause is Cause.STORE_DOWN
+    store = open_store(f"file://{tmp_path}/store")
+    for deed in (store.reach, lambda: store.put(b"picture")):
+        with pytest.raises(Fault) as caught:
+            deed()
+        assert caught.value.cause is Cause.STORE_DOWN
+
+
+def test_a_store_is_reached_before_anything_was_put_and_not_where_nothing_can_be_written(
+    store: FsspecStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.reach()
+    store.put(b"picture")
+    store.reach()
+    if store.local:
+        monkeypatch.setattr("os.access", lambda path, mode: False)
+        with pytest.raises(Fault, match="no folder that can be written"):
+            store.reach()
 
 
 def test_whatever_a_remote_store_raises_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,9 +78,10 @@ def test_whatever_a_remote_store_raises_is_an_outage(monkeypatch: pytest.MonkeyP
 
     store = open_store("memory://remote")
     monkeypatch.setattr(store.fs, "exists", gone)
-    with pytest.raises(Fault) as caught:
-        store.put(b"picture")
-    assert caught.value.cause is Cause.STORE_DOWN
+    for deed in (store.reach, lambda: store.put(b"picture")):
+        with pytest.raises(Fault) as caught:
+            deed()
+        assert caught.value.cause is Cause.STORE_DOWN
 
 
 def test_the_folders_it_makes_are_its_users_alone_and_those_that_stood_are_left(tmp_path: Path) -> None:
