@@ -138,7 +138,7 @@ def unsettled(batch: dict[str, Any] | None) -> int:
 
 
 @contextmanager
-def farm(home: Path, shard: str, gangs: int, group: int) -> Iterator[Running]:
+def farm(home: Path, shard: str, gangs: int, group: int, workers: int) -> Iterator[Running]:
     """Signer and Ray as processes of their own, the dispatcher's loop in a thread of this one."""
     from actors.models import catalogue
     from actors.pool import Pool
@@ -146,7 +146,7 @@ def farm(home: Path, shard: str, gangs: int, group: int) -> Iterator[Running]:
     from farm.cli import build_dispatcher
 
     pool = PoolSpec(model="tiny", min=gangs, max=gangs, cpus=0.5)
-    settings = Settings(home=home, device="cpu", pools=(pool,), group=group, workers=3 * gangs)
+    settings = Settings(home=home, device="cpu", pools=(pool,), group=group, workers=workers)
     environment = os.environ | {"FARM_HOME": str(home), "OMP_NUM_THREADS": "1"}
     children = [
         subprocess.Popen([sys.executable, "-m", "farm.cli", name], env=environment, stderr=subprocess.DEVNULL)
@@ -241,13 +241,13 @@ def recovery(one: Running) -> float:
     return seconds
 
 
-def measure(gangs: int, jobs: int, tiny_jobs: int, group: int) -> dict[str, Any]:
+def measure(gangs: int, jobs: int, tiny_jobs: int, group: int, workers: int) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name, shard, count in (("paced", PACED, jobs), ("tiny", TINY, tiny_jobs)):
         post = post_of(shard)
         progress(f"{name}: {gangs} bare loops")
         alone = bare(post, gangs, count, group)
-        with tempfile.TemporaryDirectory() as folder, farm(Path(folder), shard, gangs, group) as one:
+        with tempfile.TemporaryDirectory() as folder, farm(Path(folder), shard, gangs, group, workers) as one:
             with counted() as traffic:
                 whole = through(one, count, name)
             if name == "paced":
@@ -282,12 +282,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=96, help="with ranks that wait")
     parser.add_argument("--tiny-jobs", type=int, default=96, help="with the tiny model")
     parser.add_argument("--group", type=int, default=4, help="jobs that are drawn together")
+    parser.add_argument("--workers", type=int, default=0, help="groups in flight; 0: as the farm sets it")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--out", type=Path, help="also write it to this file, with device and date")
     given = parser.parse_args(arguments)
     os.environ[STEP_S] = str(given.step_ms / 1000)
-    figures = rounded(measure(given.gangs, given.jobs, given.tiny_jobs, given.group))
-    settings = {"gangs": given.gangs, "step_ms": given.step_ms, "group": given.group, "steps": STEPS}
+    figures = rounded(measure(given.gangs, given.jobs, given.tiny_jobs, given.group, given.workers))
+    settings = {
+        "gangs": given.gangs,
+        "step_ms": given.step_ms,
+        "group": given.group,
+        "workers": given.workers,
+        "steps": STEPS,
+    }
     document = figures | settings | machine()
     if given.out:
         given.out.write_text(json.dumps(document, indent=2) + "\n")

@@ -160,7 +160,8 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     """The dispatcher with every port connected, and what closes them."""
     from actors import cluster
     from actors.host import RemoteGate
-    from actors.models import catalogue
+    from actors.models import catalogue, lacking
+    from actors.plan import groups_of
     from actors.pool import Pool
     from farm.db import connect, migrate
     from farm.dispatcher import Dispatcher
@@ -190,7 +191,8 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
             Cause.STORE_DOWN: store.reach,
         },
     )
-    dispatcher = Dispatcher(ports, group=settings.group, workers=settings.workers, lease_s=settings.lease_s)
+    workers = settings.workers or groups_of(settings, catalogue(), lacking)
+    dispatcher = Dispatcher(ports, group=settings.group, workers=workers, lease_s=settings.lease_s)
     return dispatcher, renderer.close
 
 

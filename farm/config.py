@@ -117,7 +117,9 @@ class Settings(BaseSettings):
     encoder: str = Field("", description="open_clip folder or name of the gate; empty: the bundled tiny one")
     ray_address: str = Field("", description="an existing Ray cluster; empty: one of our own (or RAY_ADDRESS)")
     group: int = Field(4, ge=1, le=256, description="jobs of one shape key leased together")
-    workers: int = Field(2, ge=1, le=64, description="groups in flight in one dispatcher")
+    workers: int = Field(
+        0, ge=0, le=256, description="groups in flight in one dispatcher; 0: two for each gang that there may be"
+    )
     lease_s: float = Field(30.0, gt=0, description="shortest lease; longer work gets a longer one")
     retry_s: float = Field(5.0, ge=0, description="pause before work is tried again after an outage")
     max_upload_mb: int = Field(64, ge=1, description="largest upload, in MiB")
