@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, upd
 
 from farm import sealing
 from farm.db import AUDIT_LOCK, reading, transact, upsert
+from farm.errors import FarmError
 from farm.ports import Signer
 from farm.sealing import UNSEALED
 from farm.tables import AUDIT, AUDIT_HEAD
@@ -144,16 +145,29 @@ def sign_head(engine: Engine, signer: Signer, clock: Callable[[], float] = time.
     """Have the signer sign the chain's head, once for each head; returns its number, or None if it is not new."""
     with reading(engine) as connection:
         seq, sha256 = _head(connection)
-        known = connection.execute(select(AUDIT_HEAD.c.seq).where(AUDIT_HEAD.c.seq == seq)).first()
+        known = _is_signed(connection, seq)
     if seq == 0 or known:
         return None
-    signature = signer.sign_audit_head(seq, sha256)
+    try:
+        signature = signer.sign_audit_head(seq, sha256)
+    except FarmError:
+        with reading(engine) as connection:
+            grown = _head(connection)[0] > seq
+        if not grown:
+            raise
+        return sign_head(engine, signer, clock)  # another dispatcher may have had a later head signed
     row = {"seq": seq, "sha256": sha256, "signature": signature, "created_at": clock()}
-    transact(
-        engine,
-        lambda it: it.execute(upsert(it, AUDIT_HEAD).values(row).on_conflict_do_nothing()),
-    )
+
+    def keep(connection: Connection) -> None:
+        if not _is_signed(connection, seq):  # where it is, SQLite's trigger refuses even to do nothing
+            connection.execute(upsert(connection, AUDIT_HEAD).values(row).on_conflict_do_nothing())
+
+    transact(engine, keep)
     return seq
+
+
+def _is_signed(connection: Connection, seq: int) -> bool:
+    return connection.execute(select(AUDIT_HEAD.c.seq).where(AUDIT_HEAD.c.seq == seq)).first() is not None
 
 
 def read(engine: Engine, project_id: str | None = None, after_seq: int = 0, limit: int = 500) -> list[dict[str, Any]]:

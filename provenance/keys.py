@@ -5,7 +5,7 @@ such.
         root.pem  issuing.pem  leaf.pem    private key, then certificate(s)
         audit.pem                          P-256 key that signs the heads of the audit chain, and nothing else
         salt.key                           secret behind the salts of the prompt commitments
-        audit.head                         the last head of the audit chain that was signed
+        audit.head  audit.head.lock        the last head of the audit chain that was signed, by whichever signer
     home/trust/   public: root.pem (the trust list a verifier is given), audit.pem (public key of the audit heads),
                   audit.head (the last one signed)
 

@@ -28,7 +28,7 @@ class Notary:
 
     def __init__(self, home: Path, engine: Engine, store: Store) -> None:
         self.home, self.engine, self.store = home, engine, store
-        self._lock, self._heads = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
         self._signing = Signing(keys.init(home))
         self._strangers = LimitedVerifier(self._signing.keys.root)
 
@@ -71,7 +71,7 @@ class Notary:
     def sign_audit_head(self, seq: int, sha256: str) -> str:
         """Of a chain that still holds the last one signed, and of no row before it: what was rewritten is not signed
         again."""
-        with self._heads:
+        with heads.alone(self.home):
             last = heads.read(self.home / "keys")
             records.require_audit_head(self.engine, seq, sha256, last)
             signature = self.signing.keys.sign_audit_head(seq, sha256)

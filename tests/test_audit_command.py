@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, func, select, text
 
 from farm import audit
 from farm.cli import _run
 from farm.db import connect, reading, transact
-from farm.errors import Forbidden
+from farm.errors import Forbidden, Unavailable
 from farm.ports import Signer
 from farm.store import open_store
+from farm.tables import AUDIT_HEAD
 from provenance import heads, keys
 from provenance.notary import Notary
 
 
 @pytest.fixture
-def log(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def log(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """Five rows, the head of the fourth signed with the audit key of this home."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FARM_HOME", str(tmp_path))
@@ -29,7 +33,8 @@ def log(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> E
     write(engine, 4)
     audit.sign_head(engine, signer(engine, tmp_path))
     write(engine, 1)
-    return engine
+    yield engine
+    engine.dispose()
 
 
 def signer(engine: Engine, home: Path) -> Signer:
@@ -40,6 +45,51 @@ def write(engine: Engine, count: int, actor: str = "ann") -> None:
     for _ in range(count):
         transact(engine, lambda connection: audit.append(connection, "ours", actor, "did", "it", 1.5))
     audit.seal(engine)
+
+
+def test_signers_that_share_their_keys_sign_for_several_dispatchers_at_once(log: Engine, tmp_path: Path) -> None:
+    def dispatch(actor: str) -> None:
+        mine = signer(log, tmp_path)
+        for _ in range(5):
+            write(log, 1, actor)
+            audit.sign_head(log, mine)
+
+    with ThreadPoolExecutor(3) as dispatchers:
+        list(dispatchers.map(dispatch, "abc"))
+    with reading(log) as connection:
+        last = connection.execute(select(func.max(AUDIT_HEAD.c.seq))).scalar_one()
+    assert last > 15
+    for folder in ("keys", "trust"):
+        kept = heads.read(tmp_path / folder)
+        assert kept is not None
+        assert kept.seq == last
+    assert _run(["verify", "--audit"]) == 0
+
+
+def test_a_signer_that_hangs_does_not_hold_up_another_for_ever(
+    log: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "PATIENCE_S", 0.05)
+    with heads.alone(tmp_path), pytest.raises(Unavailable, match=r"another signer holds .*audit\.head\.lock"):
+        audit.sign_head(log, signer(log, tmp_path))
+    assert audit.sign_head(log, signer(log, tmp_path)) == 5
+
+
+def test_signers_with_a_copy_of_the_keys_each_guard_what_they_signed(log: Engine, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "keys", other / "keys")
+    (other / "keys" / heads.NAME).unlink()
+    assert audit.sign_head(log, signer(log, other)) == 5
+    write(log, 1)
+    assert audit.sign_head(log, signer(log, tmp_path)) == 6
+    assert _run(["verify", "--audit"]) == 0
+    assert _run(["verify", "--audit", "--trust", str(other / "trust" / "audit.pem")]) == 0
+    tamper(log, "DELETE FROM audit_head")
+    tamper(log, "DELETE FROM audit WHERE seq = 6")
+    write(log, 2, "eve")
+    with pytest.raises(Forbidden, match="was cut or rewritten"):
+        audit.sign_head(log, signer(log, tmp_path))
+    assert audit.sign_head(log, signer(log, other)) == 7, "it knows of no row after 5"
 
 
 def tamper(engine: Engine, statement: str) -> None:
@@ -62,7 +112,6 @@ def test_a_whole_log_is_said_to_be_whole(log: Engine, capsys: pytest.CaptureFixt
     assert _run(["verify", "--audit", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == {"rows": 5, "unsealed": 0, "heads": 1, "signed_to": 4, "wrong": [], "whole": True}
-    log.dispose()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +153,6 @@ def test_a_log_without_its_heads_is_not_whole_and_not_signed_again(
     assert "row 4: its head was the last one signed" in capsys.readouterr().out
     with pytest.raises(Forbidden, match=r"comes before row 4|no longer holds row 4"):
         audit.sign_head(log, signer(log, tmp_path))
-    log.dispose()
 
 
 def test_the_signer_goes_on_where_it_was(log: Engine, tmp_path: Path) -> None:
@@ -118,7 +166,6 @@ def test_the_signer_goes_on_where_it_was(log: Engine, tmp_path: Path) -> None:
     assert audit.sign_head(log, again) == 5
     assert heads.read(tmp_path / "trust") == heads.read(tmp_path / "keys")
     assert _run(["verify", "--audit"]) == 0
-    log.dispose()
 
 
 def test_a_record_of_the_last_head_that_is_not_the_signers_is_told(
@@ -131,7 +178,6 @@ def test_a_record_of_the_last_head_that_is_not_the_signers_is_told(
     path.write_text("{}")
     assert _run(["verify", "--audit"]) == 1
     assert "audit.head is damaged" in capsys.readouterr().err
-    log.dispose()
 
 
 def test_another_farms_key_does_not_know_our_heads(
@@ -146,4 +192,3 @@ def test_another_farms_key_does_not_know_our_heads(
     (tmp_path / "trust" / "audit.pem").unlink()
     assert _run(["verify", "--audit"]) == 1
     assert "start the signer" in capsys.readouterr().err
-    log.dispose()
