@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from actors.cards import KONTEXT, SCHNELL, TEXT_TOKENS, TINY
 from actors.flux.check import memory_of
 from actors.flux.headers import WeightsError
+from actors.flux.quant import Fp8
 from actors.models import ModelFiles, locate
 from actors.stages import WHOLE, Stage, parts_of
 from farm.errors import Fault
@@ -37,6 +38,7 @@ class Load:
     offload: "Setting" = "auto"
     tensor: int = 1
     sequence: int = 1
+    fp8: Fp8 = "never"
     stages: tuple[Stage, ...] = WHOLE
     embeddings_mb: int = 256
 
@@ -128,7 +130,7 @@ def encoder_of(
     from actors.flux.weights import load_text
 
     home = "cpu" if streamed else load.device
-    text = load_text(files.t5.files[0].parent, home, load.dtype, files.t5, files.clip, seat)
+    text = load_text(files.t5.files[0].parent, home, load.dtype, files.t5, files.clip, seat, load.fp8)
     if streamed:
         stream_blocks(text, (text.t5.encoder.block,), load.device)
     return Encoder(
@@ -147,7 +149,7 @@ def denoiser_of(card: ModelCard, files: ModelFiles, load: Load, seat: "Seat | No
     from actors.flux.together import GangDenoiser
     from actors.flux.weights import load_flux, open_checkpoint
 
-    flux = load_flux(files.transformer, None, "cpu" if streamed else load.device, load.dtype, seat)
+    flux = load_flux(files.transformer, None, "cpu" if streamed else load.device, load.dtype, seat, load.fp8)
     if streamed:
         stream_blocks(flux, (flux.double_blocks, flux.single_blocks), load.device)
     spread = cast("Flux", Spread(flux, seat)) if seat and seat.sequence.degree > 1 else flux  # it is called as one is
@@ -174,4 +176,5 @@ def blocks_stream(files: ModelFiles, load: Load) -> bool:
         return load.offload == "always"
     free, _ = torch.cuda.mem_get_info(place)
     needed = [each for each in files.sets if each.part in parts_of(load.stages)]
-    return streams(load.offload, memory_of(needed, load.tensor) * load.dtype.itemsize // 2, free)
+    precision = str(load.dtype).removeprefix("torch.")
+    return streams(load.offload, memory_of(needed, load.tensor, precision, load.fp8), free)

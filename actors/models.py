@@ -177,7 +177,8 @@ def check_report(path: Path) -> dict[str, Any]:
     """The report of `farm models check`, as JSON takes it."""
     report: Report = check(path)
     document = asdict(report)
-    document["memory_per_gpu"] = {str(count): nbytes for count, nbytes in report.memory_per_gpu.items()}
+    for asked, needs in report.memory_per_gpu.items():
+        document["memory_per_gpu"][asked] = {str(count): nbytes for count, nbytes in needs.items()}
     for part, entry in zip(report.parts, document["parts"], strict=True):
-        entry["loads"] = part.loads
+        entry |= {"loads": part.loads, "fp8": len(part.fp8)}
     return document | {"complete": report.complete}

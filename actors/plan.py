@@ -36,7 +36,7 @@ def groups_of(
 
 
 def precision_of(precision: str, device: str) -> str:
-    """What the weights are kept in on a device: `cpu`, or `cuda` with or without a number."""
-    if precision != "auto":
+    """What is computed in on a device: `cpu`, or `cuda` with or without a number."""
+    if precision not in ("auto", "fp8"):
         return precision
     return "bfloat16" if device.startswith("cuda") else "float32"

@@ -10,11 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
+from actors.flux.memory import streaming_bytes
+from actors.flux.names import Part
+from actors.flux.quant import fp8_of
 from actors.flux.shapes import T5Sizes
 from actors.flux.sharding import check, shares
 from actors.placing import UNIT, Bundle, Node, Room, has_labels, place, units
 from actors.plan import precision_of
-from actors.weighing import Stored, gigabytes, kept, room_bytes, streaming_bytes
+from actors.weighing import Stored, gigabytes, kept, room_bytes
 from farm.config import PoolSpec, Settings
 
 
@@ -28,7 +31,8 @@ class Planned:
     min: int
     max: int
     device: str
-    precision: str
+    precision: str  # what is computed in
+    fp8: list[Part]  # the parts of which linears keep fp8
     weights: str  # the folder
     stored: dict[str, str]  # each part's precision in its files
     rank_bytes: dict[str, int]  # of each part's weights, on each rank
@@ -54,8 +58,8 @@ def settled(pool: PoolSpec, settings: Settings, gpus_there: bool) -> PoolSpec:
         gpus = float(device.startswith("cuda") or (device == "auto" and gpus_there))
     if device == "auto":
         device = "cuda" if gpus else "cpu"
-    filled = {"device": device, "gpus": gpus, "precision": precision_of(pool.precision, device)}
-    return pool.model_copy(update=filled | {"weights": pool.weights or settings.models})
+    filled = {"device": device, "gpus": gpus, "weights": pool.weights or settings.models}
+    return pool.model_copy(update=filled)
 
 
 def planned(
@@ -88,7 +92,8 @@ def alone(pool: PoolSpec, stored: Stored, bundle: Bundle, rooms: Sequence[Room],
         min=pool.min,
         max=pool.max,
         device=pool.device,
-        precision=pool.precision,
+        precision=precision_of(pool.precision, pool.device),
+        fp8=in_fp8(pool, stored),
         weights=stored.folder,
         stored={part: report.precision for part, report in stored.parts.items()},
         rank_bytes={str(part): nbytes for part, nbytes in each.items()},
@@ -192,9 +197,7 @@ def _side_by_side(pool: PoolSpec, bundle: Bundle, which: str, rooms: Sequence[Ro
 
 def notes_on(pool: PoolSpec, stored: Stored, rooms: Sequence[Room], offload: str) -> list[str]:
     """What is no reason against it, and worth knowing."""
-    notes = []
-    if wide := [part for part, report in stored.parts.items() if "fp8" in report.precision]:
-        notes.append(f"{' and '.join(wide)} in fp8 in the files, widened to {pool.precision} when read")
+    notes = fp8_notes(pool, stored)
     t5 = stored.parts.get("t5")
     if t5 is not None and isinstance(t5.sizes, T5Sizes) and not shares(t5.sizes, pool.tensor):
         notes.append(f"{pool.tensor} ranks cannot share the {t5.sizes.num_heads} heads of T5: each has it whole")
@@ -204,6 +207,21 @@ def notes_on(pool: PoolSpec, stored: Stored, rooms: Sequence[Room], offload: str
         if offload == "always" or (known and max(known) < whole):
             notes.append(f"blocks stream from the memory of the host: whole, a rank needs {gigabytes(whole)}")
     return notes
+
+
+def in_fp8(pool: PoolSpec, stored: Stored) -> list[Part]:
+    return [part for part, report in stored.parts.items() if report.keeps(fp8_of(pool.precision))]
+
+
+def fp8_notes(pool: PoolSpec, stored: Stored) -> list[str]:
+    kept, computed = in_fp8(pool, stored), precision_of(pool.precision, pool.device)
+    has = {part: "fp8" in report.precision or bool(report.fp8) for part, report in stored.parts.items()}
+    said = {
+        f"in fp8 in the files and in memory, widened to {computed} for each product": [p for p in kept if has[p]],
+        f"in fp8 in the files, widened to {computed} when read": [p for p in has if has[p] and p not in kept],
+        "rounded to fp8 when read": [p for p in kept if not has[p]],
+    }
+    return [f"{' and '.join(parts)} {what}" for what, parts in said.items() if parts]
 
 
 def bundle_of(pool: PoolSpec, stored: Stored, offload: str = "never") -> Bundle:

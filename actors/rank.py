@@ -47,14 +47,15 @@ class Shard:
 def load_shard(post: Post) -> Shard:
     import torch
 
+    from actors.flux.quant import fp8_of
     from actors.loading import Load, load_known
     from actors.plan import precision_of
 
     folder = Path(post.models) if post.models else None
     device = device_of(post)
     dtype = getattr(torch, precision_of(post.precision, device))
-    setting = cast("Setting", post.offload)
-    load = Load(device, dtype, setting, post.tensor, post.sequence, embeddings_mb=post.embeddings_mb)
+    setting, fp8 = cast("Setting", post.offload), fp8_of(post.precision)
+    load = Load(device, dtype, setting, post.tensor, post.sequence, fp8, embeddings_mb=post.embeddings_mb)
     known = load_known(post.card, folder, load)
     return Shard(known.renderer, known.weights, known.files)
 

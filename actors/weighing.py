@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
-from actors.flux.check import PartReport, is_block, largest_block, report_part, shared, working_room
+from actors.flux.check import PartReport, report_part, room_of
 from actors.flux.names import Part
-from actors.flux.shapes import Sizes, T5Sizes
+from actors.flux.quant import fp8_of
 from actors.models import folder_of, locate, parts_there
+from actors.plan import precision_of
 from farm.config import PoolSpec
 from farm.errors import Fault
 from farm.ports import ModelCard
-
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +38,12 @@ def stored_in(card: ModelCard, weights: str) -> Stored:
 
 def kept(pool: PoolSpec, stored: Stored) -> dict[Part, dict[str, int]]:
     """The bytes of each tensor that a rank keeps of each part, as far as the files tell."""
-    reports = stored.parts.items()
-    return {part: held_bytes(one.sizes, pool.tensor, pool.precision) for part, one in reports if one.sizes is not None}
-
-
-def held_bytes(sizes: Sizes, tensor: int, precision: str) -> dict[str, int]:
-    """T5 keeps one of its projections wider where float16 would not hold it."""
-    wide = 4 if isinstance(sizes, T5Sizes) and precision == "float16" else BYTES[precision]
-    shapes = shared(sizes, tensor)
-    return {name: prod(shape) * (wide if ".wo." in name else BYTES[precision]) for name, shape in shapes.items()}
-
-
-def streaming_bytes(held: Mapping[str, int]) -> int:
-    """All that is in no block, and two blocks: the one that is at work, and the next."""
-    blocks = {name: nbytes for name, nbytes in held.items() if is_block(name)}
-    return sum(held.values()) - sum(blocks.values()) + 2 * largest_block(blocks)
+    asked, computed = fp8_of(pool.precision), precision_of(pool.precision, pool.device)
+    return {part: one.held(pool.tensor, computed, asked) for part, one in stored.parts.items() if one.sizes is not None}
 
 
 def room_bytes(pool: PoolSpec, stored: Stored) -> int:
-    """As `farm models check` counts it, for wider numbers more of it."""
-    return working_room(stored.parts) * BYTES[pool.precision] // BYTES["bfloat16"]
+    return room_of(stored.parts, precision_of(pool.precision, pool.device))
 
 
 def gigabytes(nbytes: int) -> str:

@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,14 +22,17 @@ from actors.flux.checkpoint import Checkpoint
 from actors.flux.config import FLUX1_DEV, FLUX1_VAE
 from actors.flux.denoise import Denoiser
 from actors.flux.offload import Setting
+from actors.flux.quant import Fp8
 from actors.flux.render import KONTEXT_SIZES, Renderer, RenderJob
 from actors.flux.shapes import ClipSizes, T5Sizes, expected
+from actors.messages import Post
+from actors.rank import load_shard
 from actors.stages import Stage
 from farm.errors import Fault, NotFound
 from farm.job import CAUSES, Cause, Payer
 from farm.ports import ModelCard
 from tests.flux import containers_kit as kit
-from tests.flux.samples import comfyui, diffusers
+from tests.flux.samples import FLUX_WEIGHTS, T5_WEIGHTS, comfyui, diffusers
 from tests.flux.test_weights_check import real_comfyui
 
 CPU = loading.Load("cpu", torch.float32)
@@ -185,9 +189,9 @@ def small(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(models, "TINY_FOLDER", folder)
 
 
-def picture(folder: Path, monkeypatch: pytest.MonkeyPatch, offload: Setting = "auto") -> np.ndarray:
+def picture(folder: Path, monkeypatch: pytest.MonkeyPatch, offload: Setting = "auto", fp8: Fp8 = "never") -> np.ndarray:
     small(monkeypatch, folder)
-    renderer = loading.load_renderer(TINY, None, replace(CPU, offload=offload))
+    renderer = loading.load_renderer(TINY, None, replace(CPU, offload=offload, fp8=fp8))
     picture: np.ndarray = renderer.render([JOB])[0]
     return picture
 
@@ -200,6 +204,30 @@ def test_a_model_draws_the_same_from_every_container_and_streamed(
     assert whole.std() > 1
     assert np.array_equal(picture(diffusers(tmp_path / "b"), monkeypatch), whole)
     assert np.array_equal(picture(tmp_path / "a", monkeypatch, "always"), whole)
+
+
+def test_fp8_files_draw_the_same_widened_and_kept_and_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    comfyui(tmp_path)
+    for path, weights in (("diffusion_models/flux1-dev", FLUX_WEIGHTS), ("text_encoders/t5xxl_fp16", T5_WEIGHTS)):
+        kit.write(tmp_path / f"{path}.safetensors", kit.quantised(weights, "old")[0])
+    wide = picture(tmp_path, monkeypatch)
+    assert wide.std() > 1
+    assert np.array_equal(picture(tmp_path, monkeypatch, fp8="stored"), wide)
+    assert np.array_equal(picture(tmp_path, monkeypatch, "always", "stored"), wide)
+
+
+@pytest.mark.parametrize(
+    ("precision", "kept"), [("auto", True), ("fp8", True), ("bfloat16", False), ("float32", False)]
+)
+def test_a_rank_keeps_fp8_unless_its_pool_names_a_wider_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, kept: bool
+) -> None:
+    small(monkeypatch, comfyui(tmp_path))
+    path = tmp_path / "diffusion_models" / "flux1-dev.safetensors"
+    kit.write(path, kit.quantised(FLUX_WEIGHTS, "new")[0])
+    shard = load_shard(Post(TINY, "", "tiny", "", "cpu", precision, "never", load_s=60.0))
+    flux = held(cast("Renderer", shard.renderer)).flux
+    assert (torch.float8_e4m3fn in {parameter.dtype for parameter in flux.parameters()}) is kept
 
 
 def test_a_model_in_a_diffusers_folder_among_others_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +266,8 @@ def test_reports_and_tables_are_json(tmp_path: Path) -> None:
     comfyui(tmp_path)
     report = json.loads(json.dumps(models.check_report(tmp_path)))
     assert report["complete"] is True
-    assert set(report["memory_per_gpu"]) == {"1", "2", "4", "8"}
+    assert set(report["memory_per_gpu"]) == set(report["memory_streamed"]) == {"auto", "bfloat16", "fp8"}
+    assert all(set(needs) == {"1", "2", "4", "8"} for needs in report["memory_per_gpu"].values())
     assert json.loads(json.dumps(models.models_table(tmp_path)))[0]["name"] == "tiny"
 
 
@@ -260,7 +289,10 @@ def test_a_checked_folder_is_told_in_words_that_a_person_reads(capsys: pytest.Ca
     assert _run(["models", "check", str(tiny)]) == 0
     said = capsys.readouterr().out
     assert "FLUX.1 of 2 + 4 blocks" in said
-    assert "memory needed per GPU, on 1, 2, 4, 8 GPUs: " in said
+    assert "memory needed per GPU, 38.3 MB of it to work in, by precision and number of GPUs:" in said
+    assert re.search(
+        r"\nprecision +1 GPU +2 GPUs +4 GPUs +8 GPUs +blocks streamed\nauto +52.1 MB .*\n.*\nfp8 +47.0 MB", said
+    )
     assert "would load: yes; all parts there: yes" in said
     assert "{" not in said
     assert _run(["models", "check", str(tiny / "vae")]) == 1

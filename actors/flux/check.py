@@ -8,18 +8,16 @@ from pathlib import Path
 from actors.flux.config import FluxConfig, VaeConfig
 from actors.flux.containers import Kind, TensorSet, absent_parts, find, highest_token, read_json, tokenizer_near
 from actors.flux.headers import NotRendered, WeightsError
+from actors.flux.memory import held_bytes, room_bytes, streaming_bytes
 from actors.flux.names import Part
-from actors.flux.shapes import ClipSizes, Shape, Shapes, Sizes, T5Sizes, expected
-from actors.flux.sharding import Place, kept_shapes
+from actors.flux.quant import Fp8, fp8_of, kept_in_fp8
+from actors.flux.shapes import ClipSizes, Sizes, T5Sizes, expected
 from actors.flux.sizes import Differences, deduce, differences
 
 NO_TOKENIZER = "no tokenizer near it"
 GPUS = (1, 2, 4, 8)
-BYTES = 2  # of a weight in bfloat16, whatever the file stores
-# Activations of one 1024x1024 image per unit of the transformer's width: 4,608 tokens, and a block's widest tensors of
-# qkv + mlp (7 widths) with its results and copies (7 more) at two bytes.
-ACTIVATIONS = 4608 * 14 * 2
-DECODER = 3 * 2**30  # an estimate: the released autoencoder decoding 1024x1024, six of its widest feature maps
+WIDE = "bfloat16"
+PRECISIONS = ("auto", "bfloat16", "fp8")  # of a pool on GPUs, where the first computes in bfloat16
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,19 @@ class PartReport:
     sizes: Sizes | None
     differences: Differences
     problem: str = ""  # why no sizes follow, if none do
+    fp8: frozenset[str] = frozenset()  # the weights of linears that are stored so
 
     @property
     def loads(self) -> bool:
         return self.sizes is not None and self.differences.none
+
+    def keeps(self, fp8: Fp8) -> frozenset[str]:
+        """The weights that stay in fp8 on the device."""
+        return kept_in_fp8(fp8, self.fp8, expected(self.sizes)) if self.sizes else frozenset()
+
+    def held(self, ranks: int, precision: str, fp8: Fp8) -> dict[str, int]:
+        """The bytes of each tensor that one of so many ranks keeps."""
+        return held_bytes(self.sizes, ranks, precision, self.keeps(fp8)) if self.sizes else {}
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,11 @@ class Report:
     known: tuple[str, ...]  # recognised, not rendered yet
     problems: tuple[str, ...]
     nbytes: int
-    memory_per_gpu: Mapping[int, int]  # the first GPU's bytes, by how many share the model
-    memory_streamed: int  # of one GPU to which blocks come from the host's memory as they are needed
+    memory_per_gpu: Mapping[
+        str, Mapping[int, int]
+    ]  # by the precision asked for: the first GPU's bytes, by their number
+    memory_streamed: Mapping[str, int]  # of one GPU to which blocks come from the host's memory as they are needed
+    room_bytes: int  # to work in, which is in each of these
     loads: bool  # nothing in what is there stands in the way
 
     @property
@@ -84,16 +94,16 @@ def check(path: Path) -> Report:
         known=found.known,
         problems=(*found.refused, *(f"{part.files[0]}: {why}" for part, why in objections if why), *unread),
         nbytes=sum(part.nbytes for part in parts),
-        memory_per_gpu={count: memory(one_each, count) for count in GPUS},
-        memory_streamed=memory(one_each, 1, streamed=True),
+        memory_per_gpu={asked: {n: memory(one_each, n, WIDE, fp8_of(asked)) for n in GPUS} for asked in PRECISIONS},
+        memory_streamed={asked: memory(one_each, 1, WIDE, fp8_of(asked), streamed=True) for asked in PRECISIONS},
+        room_bytes=room_of(one_each, WIDE),
         # A stray bad file beside a whole model does no harm; one that leaves a part absent does.
         loads=bool(parts) and {part.part for part in parts} == set(one_each) and not (found.refused and absent),
     )
 
 
 def empty(path: Path, known: tuple[str, ...] = (), problems: tuple[str, ...] = ()) -> Report:
-    none = dict.fromkeys(GPUS, 0)
-    return Report(str(path), "file", "unknown", "", (), (), known, problems, 0, none, 0, loads=False)
+    return Report(str(path), "file", "unknown", "", (), (), known, problems, 0, {}, {}, 0, loads=False)
 
 
 def report_part(stored: TensorSet) -> PartReport:
@@ -112,6 +122,7 @@ def report_part(stored: TensorSet) -> PartReport:
         sizes=sizes,
         differences=differences(shapes, expected(sizes)) if sizes else Differences(),
         problem=problem,
+        fp8=stored.fp8,
     )
 
 
@@ -191,54 +202,17 @@ def said_of(file: Path) -> str:
         return file.name
 
 
-def memory(parts: Mapping[Part, PartReport], gpus: int, *, streamed: bool = False) -> int:
+def memory(parts: Mapping[Part, PartReport], gpus: int, precision: str, fp8: Fp8, *, streamed: bool = False) -> int:
     """Bytes on each GPU: its share by the plan, all that no plan shares, and room for one 1024x1024 image."""
-    total = 0
-    for report in parts.values():
-        if report.sizes is None:
-            continue
-        blocks = {name: size(shape) for name, shape in expected(report.sizes).items() if is_block(name)}
-        if streamed:
-            total += sum(size(shape) for name, shape in expected(report.sizes).items() if name not in blocks)
-            total += 2 * largest_block(blocks)
-        else:
-            total += sum(size(shape) for shape in shared(report.sizes, gpus).values())
-    return total + working_room(parts)
+    held = [one.held(gpus, precision, fp8) for one in parts.values()]
+    weights = sum(streaming_bytes(each) if streamed else sum(each.values()) for each in held)
+    return weights + room_of(parts, precision)
 
 
-def shared(sizes: Sizes, gpus: int) -> Shapes:
-    """What one of so many GPUs keeps of a part; one that cannot be shared out evenly is whole on each."""
-    try:
-        return kept_shapes(sizes, Place(0, gpus))
-    except (TypeError, ValueError):
-        return expected(sizes)
+def room_of(parts: Mapping[Part, PartReport], precision: str) -> int:
+    return room_bytes([one.sizes for one in parts.values() if one.sizes], precision)
 
 
-def memory_of(sets: Iterable[TensorSet], gpus: int = 1) -> int:
-    """What stored parts need on the first GPU in bfloat16."""
-    return memory({each.part: report_part(each) for each in sets}, gpus)
-
-
-def working_room(parts: Mapping[Part, PartReport]) -> int:
-    """The image's activations and the decoder's are never held together."""
-    transformer = parts.get("transformer")
-    width = transformer.sizes.hidden_size if transformer and isinstance(transformer.sizes, FluxConfig) else 0
-    vae = parts.get("vae")
-    share = vae.parameters / 84e6 if vae else 0.0  # of the released autoencoder
-    return max(width * ACTIVATIONS, int(min(1.0, share) * DECODER))
-
-
-def size(shape: Shape) -> int:
-    return BYTES * prod(shape)
-
-
-def is_block(name: str) -> bool:
-    return name.startswith(("double_blocks.", "single_blocks.", "encoder.block."))
-
-
-def largest_block(blocks: Mapping[str, int]) -> int:
-    totals: dict[str, int] = {}
-    for name, nbytes in blocks.items():
-        block = ".".join(name.split(".")[: 3 if name.startswith("encoder.") else 2])
-        totals[block] = totals.get(block, 0) + nbytes
-    return max(totals.values(), default=0)
+def memory_of(sets: Iterable[TensorSet], gpus: int, precision: str, fp8: Fp8) -> int:
+    """What stored parts need on the first GPU."""
+    return memory({each.part: report_part(each) for each in sets}, gpus, precision, fp8)

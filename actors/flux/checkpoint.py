@@ -12,7 +12,7 @@ from torch import Tensor
 from actors.flux.containers import TensorSet, find
 from actors.flux.headers import TensorInfo, WeightsError, refuse
 from actors.flux.names import Named, Part
-from actors.flux.quant import check_markers, scale_of
+from actors.flux.quant import FP8, check_markers, scale_of
 from actors.flux.shapes import Sizes, Slice, expected
 from actors.flux.sizes import deduce, differences
 
@@ -24,6 +24,11 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+
+
+EIGHT = DTYPES[FP8]
+LARGEST = torch.finfo(EIGHT).max
+SMALLEST = torch.finfo(torch.float32).tiny  # scale: a row of zeros has one too
 
 
 class Run(NamedTuple):
@@ -65,30 +70,56 @@ class Checkpoint:
         cuts = whole(tensor.shape) if slices is None else as_cuts(slices)
         if tuple(out.shape) != sliced_shape(tensor.shape, cuts):
             raise WeightsError(f"{self.stored.files[0]}: {name} is {list(tensor.shape)}, not {list(out.shape)}")
-        by_rows = cuts[0].dim == 0
-        for run in runs(tensor, cuts if by_rows else whole(tensor.shape)):
-            for at, rows in self.rows(run, out.device):
+        place = out.view(1) if out.ndim == 0 else out
+        for at, rows in self.windows(tensor, cuts, out.device, scaled=out.dtype != EIGHT):
+            place[at : at + len(rows)].copy_(columns(rows, cuts))
+
+    def read_fp8(
+        self, name: str, device: torch.device | str, slices: "Slice | Sequence[Slice] | None" = None
+    ) -> tuple[Tensor, Tensor]:
+        """A weight in fp8, and what each of its rows is to be multiplied by. One that is stored so comes as it is; of
+        another each row is rounded by a scale of its own, which the whole row tells: the same on every rank."""
+        tensor = self.tensor(name)
+        cuts = whole(tensor.shape) if slices is None else as_cuts(slices)
+        out = torch.empty(sliced_shape(tensor.shape, cuts), dtype=EIGHT, device=device)
+        scale = torch.ones(len(out), 1, device=device)
+        if name in self.stored.fp8:
+            self.read_into(out, name, cuts)
+            for run in runs(tensor, by_rows(cuts, tensor.shape)):
+                if (factors := self.scale(run.source)) is not None:
+                    scale[run.to : run.to + run.rows] = of_rows(factors, run.start, run.rows).to(device)
+            return out, scale
+        for at, rows in self.windows(tensor, cuts, out.device):
+            wide, own = rows.float(), scale[at : at + len(rows)]
+            lowest, highest = wide.aminmax(dim=1, keepdim=True)
+            own.copy_(torch.maximum(-lowest, highest)).div_(LARGEST).clamp_(min=SMALLEST)
+            out[at : at + len(rows)].copy_(columns(wide.div_(own), cuts))
+        return out, scale
+
+    def windows(
+        self, tensor: Named, cuts: Sequence[Slice], device: torch.device, *, scaled: bool = True
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The rows in which the cuts lie, whole, a window at a time, each with the row of the result it goes to."""
+        for run in runs(tensor, by_rows(cuts, tensor.shape)):
+            for at, rows in self.rows(run, device, scaled=scaled):
                 # A stored tensor may have fewer dimensions than ours (1x1 convolutions kept as linears).
-                rows = rows.view(len(rows), *tensor.shape[1:])  # noqa: PLW2901
-                place = out.view(1) if out.ndim == 0 else out
-                place[at : at + len(rows)].copy_(rows if by_rows else columns(rows, cuts))
+                yield at, rows.view(len(rows), *tensor.shape[1:])
 
     def tensor(self, name: str) -> Named:
         if name not in self.stored.named:
             raise WeightsError(f"{self.stored.files[0]}: {name} is not in it")
         return self.stored.named[name]
 
-    def rows(self, run: Run, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-        """The run in steps of a window, each on the device and multiplied by its scale, with the row it goes to."""
+    def rows(self, run: Run, device: torch.device, *, scaled: bool) -> Iterator[tuple[int, Tensor]]:
+        """The run in steps of a window, each on the device, multiplied by its scale or not, with the row it goes to."""
         info = self.stored.tensors[run.source]
-        scale = self.scale(run.source)
+        scale = self.scale(run.source) if scaled else None
         step = max(1, WINDOW // max(1, info.nbytes // max(1, rows_of(info))))
         for start in range(run.start, run.start + run.rows, step):
             count = min(step, run.start + run.rows - start)
             rows = mapped(info, start, count).to(device)
             if scale is not None:
-                factors = scale if len(scale) == 1 else scale[start : start + count]
-                rows = rows.float().mul_(factors.to(device))
+                rows = rows.float().mul_(of_rows(scale, start, count).to(device))
             yield run.to + start - run.start, rows
 
     def scale(self, source: str) -> Tensor | None:
@@ -109,6 +140,15 @@ def stored_part(source: Path | TensorSet, part: Part) -> TensorSet:
 
 def whole(shape: tuple[int, ...]) -> tuple[Slice, ...]:
     return (Slice(0, 0, shape[0] if shape else 1),)
+
+
+def by_rows(cuts: Sequence[Slice], shape: tuple[int, ...]) -> Sequence[Slice]:
+    """The rows in which the cuts lie."""
+    return cuts if cuts[0].dim == 0 else whole(shape)
+
+
+def of_rows(scale: Tensor, start: int, rows: int) -> Tensor:
+    return scale if len(scale) == 1 else scale[start : start + rows]
 
 
 def as_cuts(slices: Slice | Sequence[Slice]) -> tuple[Slice, ...]:
@@ -141,6 +181,9 @@ def runs(tensor: Named, cuts: Sequence[Slice]) -> Iterator[Run]:
 
 
 def columns(rows: Tensor, cuts: Sequence[Slice]) -> Tensor:
+    """What the cuts leave of whole rows; cuts along the rows have been made already."""
+    if cuts[0].dim == 0:
+        return rows
     return torch.cat([rows.narrow(cut.dim, cut.start, cut.length) for cut in cuts], dim=cuts[0].dim)
 
 
@@ -160,7 +203,7 @@ def mapped(info: TensorInfo, start: int, count: int) -> Tensor:
     page = at - at % mmap.ALLOCATIONGRANULARITY
     try:
         with info.path.open("rb") as file:
-            # A private, writable mapping: torch warns of read-only memory; no page is ever written.
+            # A private, writable mapping: torch warns of read-only memory; the file is never written.
             window = mmap.mmap(file.fileno(), at - page + nbytes, access=mmap.ACCESS_COPY, offset=page)
     except (OSError, ValueError) as error:
         raise WeightsError(f"{info.path}: changed while it was read: {error}") from error

@@ -20,7 +20,7 @@ from actors.flux.headers import (
     refuse,
 )
 from actors.flux.names import PARTS, Named, Part, named
-from actors.flux.quant import is_marker, precision, refuse_foreign, refuse_types
+from actors.flux.quant import is_marker, precision, refuse_foreign, refuse_types, stored_in_fp8
 
 Kind = Literal["file", "folder", "diffusers", "comfyui"]
 SUFFIXES = {".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES}
@@ -62,6 +62,10 @@ class TensorSet:
     @cached_property
     def named(self) -> dict[str, Named]:
         return named(self.part, {name: info for name, info in self.tensors.items() if not is_marker(name)})
+
+    @cached_property
+    def fp8(self) -> frozenset[str]:
+        return stored_in_fp8(self.named, self.tensors)
 
     @property
     def precision(self) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from actors.flux.blocks import Attend, Qkv
+from actors.flux.fp8 import Linear
 from actors.flux.model import Flux
 from actors.flux.rope import Rotation, rotate
 from actors.flux.shapes import Sizes, expected
@@ -96,30 +97,30 @@ def my_group(lines: Sequence[Sequence[int]], me: int) -> ProcessGroup | None:
 # Tensor ranks
 
 
-class Summed(nn.Linear):
+class Summed(Linear):
     """Takes a share of the inputs; what the ranks get is summed, and the bias added once."""
 
     group: ProcessGroup
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.linear(x, self.weight)
+        out = self.product(x)
         dist.all_reduce(out, group=self.group)
         return out if self.bias is None else out + self.bias
 
 
-class Gathered(nn.Linear):
+class Gathered(Linear):
     """Makes a share of the outputs, then has them all."""
 
     group: ProcessGroup
 
     def forward(self, x: Tensor) -> Tensor:
-        own = F.linear(x, self.weight, self.bias)
+        own = self.product(x, self.bias)
         parts = [torch.empty_like(own) for _ in range(self.group.size())]
         dist.all_gather(parts, own.contiguous(), group=self.group)
         return torch.cat(parts, dim=-1)
 
 
-KINDS = {Cut.OUTPUTS: nn.Linear, Cut.INPUTS: Summed, Cut.GATHERED: Gathered}
+KINDS = {Cut.OUTPUTS: Linear, Cut.INPUTS: Summed, Cut.GATHERED: Gathered}
 
 
 def cut_network(network: nn.Module, sizes: Sizes, place: Place, group: ProcessGroup | None) -> None:

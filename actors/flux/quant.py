@@ -8,9 +8,15 @@ formats are known by name.
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 from actors.flux.headers import NotRendered, TensorInfo, WeightsError
+from actors.flux.names import Named
+from actors.flux.shapes import Shape, is_block, is_linear
 
+Fp8 = Literal["never", "stored", "always"]
+"""Which weights of linears stay in fp8 on the device: none; those that the files have so; and all those of blocks,
+which are rounded when they are read where the files have more bits."""
 FP8 = "F8_E4M3"
 READ_FORMAT = "float8_e4m3fn"
 SCALES = ("scale_weight", "weight_scale")  # old name, new name
@@ -106,6 +112,29 @@ def scale_of(name: str, tensors: Mapping[str, TensorInfo]) -> TensorInfo | None:
     if leaf != "weight":
         return None
     return next((tensors[key] for scale in SCALES if (key := f"{module}.{scale}") in tensors), None)
+
+
+def fp8_of(precision: str) -> Fp8:
+    """What a pool's precision says of fp8: left alone, files decide; a type of wider numbers is meant for them all."""
+    settings: dict[str, Fp8] = {"auto": "stored", "fp8": "always"}
+    return settings.get(precision, "never")
+
+
+def stored_in_fp8(named: Mapping[str, Named], tensors: Mapping[str, TensorInfo]) -> frozenset[str]:
+    """The weights of linears that are fp8 throughout."""
+    linears = {name: one.pieces for name, one in named.items() if is_linear(name, one.shape)}
+    return frozenset(n for n, pieces in linears.items() if all(tensors[piece.source].dtype == FP8 for piece in pieces))
+
+
+def kept_in_fp8(setting: Fp8, stored: frozenset[str], shapes: Mapping[str, Shape]) -> frozenset[str]:
+    """The weights that stay in fp8 on the device; `stored` are those that the files have so."""
+    match setting:
+        case "never":
+            return frozenset()
+        case "stored":
+            return stored
+        case "always":
+            return stored | {name for name, shape in shapes.items() if is_block(name) and is_linear(name, shape)}
 
 
 def is_marker(name: str) -> bool:

@@ -19,6 +19,7 @@ class Slice(NamedTuple):
 
 
 SINUSOID = 256
+LOOKED_UP = ("shared", "relative_attention_bias", "token_embedding", "position_embedding")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ class ClipSizes:
 
 
 Sizes = FluxConfig | VaeConfig | T5Sizes | ClipSizes
+
+
+def is_linear(name: str, shape: Shape) -> bool:
+    """A matrix that is multiplied, not looked up."""
+    module, _, leaf = name.rpartition(".")
+    return leaf == "weight" and len(shape) == 2 and not module.endswith(LOOKED_UP)
+
+
+def is_block(name: str) -> bool:
+    """Part of one of the blocks that make up nearly all of the transformer and of T5."""
+    return name.startswith(("double_blocks.", "single_blocks.", "encoder.block."))
 
 
 def linear(name: str, rows: int, columns: int) -> Iterator[tuple[str, Shape]]:

@@ -13,8 +13,10 @@ from actors.flux.checkpoint import Checkpoint, open_checkpoint, stored_part
 from actors.flux.config import FluxConfig, VaeConfig
 from actors.flux.containers import TensorSet, tokenizer_near
 from actors.flux.exchange import Seat, cut_network
+from actors.flux.fp8 import keep
 from actors.flux.headers import NotRendered, WeightsError
 from actors.flux.model import Flux
+from actors.flux.quant import Fp8, kept_in_fp8
 from actors.flux.shapes import ClipSizes, Sizes, Slice, T5Sizes, expected
 from actors.flux.sharding import shares, slices
 from actors.flux.text import TextEncoders
@@ -41,13 +43,18 @@ Device = torch.device | str
 
 
 def load_flux(
-    source: Path | TensorSet, config: FluxConfig | None, device: Device, dtype: torch.dtype, seat: Seat | None = None
+    source: Path | TensorSet,
+    config: FluxConfig | None,
+    device: Device,
+    dtype: torch.dtype,
+    seat: Seat | None = None,
+    fp8: Fp8 = "never",
 ) -> Flux:
     """The transformer, or this rank's part of it; without a config, its sizes are those that the tensors tell."""
     checkpoint = open_checkpoint(source, "transformer")
     sizes = required(checkpoint, FluxConfig, config)
     flux = on_meta(lambda: Flux(sizes))
-    return fill(flux, checkpoint, device, dtype, share=take_share(flux, sizes, seat))
+    return fill(flux, checkpoint, device, dtype, share=take_share(flux, sizes, seat), fp8=fp8)
 
 
 def load_vae(source: Path | TensorSet, config: VaeConfig | None, device: Device, dtype: torch.dtype) -> AutoEncoder:
@@ -63,6 +70,7 @@ def load_text(
     t5: Path | TensorSet | None = None,
     clip: Path | TensorSet | None = None,
     seat: Seat | None = None,
+    fp8: Fp8 = "never",
 ) -> TextEncoders:
     """Both text encoders with their tokenizers; `t5` and `clip` say which, where the source holds several.
     Tensor ranks share T5 where their number divides its heads; CLIP is small, and each has it whole."""
@@ -74,11 +82,13 @@ def load_text(
     if clip_tokenizer.eos_token_id is None:
         raise WeightsError(f"{clip_tokenizer.name_or_path}: it names no eos_token, at which CLIP's words end")
     special = {"bos_token_id": clip_tokenizer.bos_token_id, "eos_token_id": clip_tokenizer.eos_token_id}
-    clip_model = load_clip(clip_set, device, dtype, special)
-    return TextEncoders(load_t5(t5_set, device, dtype, seat), clip_model, t5_tokenizer, clip_tokenizer)
+    clip_model = load_clip(clip_set, device, dtype, special, fp8)
+    return TextEncoders(load_t5(t5_set, device, dtype, seat, fp8), clip_model, t5_tokenizer, clip_tokenizer)
 
 
-def load_t5(stored: TensorSet, device: Device, dtype: torch.dtype, seat: Seat | None = None) -> "T5EncoderModel":
+def load_t5(
+    stored: TensorSet, device: Device, dtype: torch.dtype, seat: Seat | None = None, fp8: Fp8 = "never"
+) -> "T5EncoderModel":
     from transformers import T5Config, T5EncoderModel
 
     checkpoint = Checkpoint(stored)
@@ -87,13 +97,13 @@ def load_t5(stored: TensorSet, device: Device, dtype: torch.dtype, seat: Seat | 
     # As transformers does: in float16 this projection leaves its range.
     wide = torch.float32 if dtype == torch.float16 else dtype
     share = take_share(model, sizes, seat if seat and shares(sizes, seat.tensor.degree) else None)
-    fill(model, checkpoint, device, dtype, lambda name: wide if ".wo." in name else dtype, share)
+    fill(model, checkpoint, device, dtype, lambda name: wide if ".wo." in name else dtype, share, fp8)
     model.set_input_embeddings(model.shared)
     return model
 
 
 def load_clip(
-    stored: TensorSet, device: Device, dtype: torch.dtype, special: Mapping[str, int | None]
+    stored: TensorSet, device: Device, dtype: torch.dtype, special: Mapping[str, int | None], fp8: Fp8 = "never"
 ) -> "CLIPTextModel":
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -101,7 +111,7 @@ def load_clip(
     sizes = required(checkpoint, ClipSizes)
     model = on_meta(lambda: CLIPTextModel(CLIPTextConfig(**special, **vars(sizes))))
     model.embeddings.position_ids = torch.arange(sizes.max_position_embeddings, device=device)[None]
-    return fill(model, checkpoint, device, dtype)
+    return fill(model, checkpoint, device, dtype, fp8=fp8)
 
 
 def load_tokenizer(stored: TensorSet) -> "PreTrainedTokenizerBase":
@@ -158,13 +168,19 @@ def fill(
     dtype: torch.dtype,
     dtype_of: Callable[[str], torch.dtype] | None = None,
     share: Callable[[str], Sequence[Slice] | None] | None = None,
+    fp8: Fp8 = "never",
 ) -> Module:
     """Give each parameter its final memory and read it there: no second copy of the weights ever exists.
     `share` says which slices of a tensor to read, where not all of it."""
+    kept = kept_in_fp8(fp8, checkpoint.stored.fp8, checkpoint.shapes)
     tensors: dict[str, Tensor] = {}
-    for name, parameter in module.named_parameters():
-        tensors[name] = torch.empty(parameter.shape, dtype=dtype_of(name) if dtype_of else dtype, device=device)
-        checkpoint.read_into(tensors[name], name, share(name) if share else None)
+    for name, parameter in list(module.named_parameters()):
+        wide, cuts = dtype_of(name) if dtype_of else dtype, share(name) if share else None
+        if name in kept:
+            keep(module, name.removesuffix(".weight"), *checkpoint.read_fp8(name, device, cuts), wide)
+            continue
+        tensors[name] = torch.empty(parameter.shape, dtype=wide, device=device)
+        checkpoint.read_into(tensors[name], name, cuts)
     module.load_state_dict(tensors, strict=False, assign=True)
     if empty := [name for name, buffer in module.named_buffers() if buffer.is_meta]:
         raise WeightsError(f"{type(module).__name__} has buffers that no file holds: {', '.join(empty)}")

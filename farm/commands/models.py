@@ -138,13 +138,19 @@ def _print_report(report: dict[str, Any]) -> None:
         for said in report[word]:
             print(f"{word.removesuffix('s')}: {said}")
     if any(part["loads"] for part in report["parts"]):
-        counts = ", ".join(map(str, report["memory_per_gpu"]))
-        sizes = ", ".join(map(_size, report["memory_per_gpu"].values()))
-        streamed = _size(report["memory_streamed"])
-        print(f"memory needed per GPU, on {counts} GPUs: {sizes}; with blocks streamed: {streamed}")
+        print(
+            f"memory needed per GPU, {_size(report['room_bytes'])} of it to work in, by precision and number of GPUs:"
+        )
+        rows = [_memory(asked, report) for asked in report["memory_per_gpu"]]
+        table(rows, list(rows[0]))
     if report["parts"]:
         loads, complete = ("yes" if report[word] else "no" for word in ("loads", "complete"))
         print(f"would load: {loads}; all parts there: {complete}")
+
+
+def _memory(asked: str, report: dict[str, Any]) -> dict[str, str]:
+    each = {f"{n} GPU{'s' * (n != '1')}": _size(nbytes) for n, nbytes in report["memory_per_gpu"][asked].items()}
+    return {"precision": asked} | each | {"blocks streamed": _size(report["memory_streamed"][asked])}
 
 
 def _part(part: dict[str, Any]) -> dict[str, str]:

@@ -79,7 +79,7 @@ def _planned(row: Planned) -> dict[str, Any]:
         "model": row.model,
         "shape": f"{row.tensor}x{row.sequence}",
         "gangs": f"{row.min} to {row.max}",
-        "precision": row.precision,
+        "precision": f"{row.precision} + fp8" if row.fp8 else row.precision,
         "weights": gigabytes(row.weight_bytes) if known else "?",
         "room": gigabytes(row.room_bytes) if known else "?",
         "CPUs": row.cpus,

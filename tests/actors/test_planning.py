@@ -26,6 +26,7 @@ from farm.config import PoolSpec, Settings
 from tests.flux.test_weights_check import real_comfyui
 
 NOTHING = Stored("", {})
+KEPT = "transformer in fp8 in the files and in memory, widened to bfloat16 for each product"
 
 
 def pool(name: str = "p", **more: Any) -> PoolSpec:
@@ -182,15 +183,31 @@ def test_labels_are_asked_for_as_ray_does(asked: str, yes: list[str | None], no:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "notes"),
-    [("BF16", []), ("F8_E4M3", ["transformer in fp8 in the files, widened to bfloat16 when read"])],
+    ("dtype", "precision", "eight", "notes"),
+    [
+        ("BF16", "auto", [], []),
+        ("F8_E4M3", "bfloat16", [], ["transformer in fp8 in the files, widened to bfloat16 when read"]),
+        ("F8_E4M3", "auto", ["transformer"], [KEPT]),
+        ("F8_E4M3", "fp8", ["transformer", "t5"], [KEPT, "t5 rounded to fp8 when read"]),
+    ],
 )
-def test_what_is_widened_when_it_is_read_is_noted(tmp_path: Path, dtype: str, notes: list[str]) -> None:
+def test_what_becomes_of_fp8_is_noted(
+    tmp_path: Path, dtype: str, precision: str, eight: list[str], notes: list[str]
+) -> None:
     stored = stored_in(DEV, str(real_comfyui(tmp_path, dtype=dtype)))
-    row = one(pool(tensor=2, gpus=1.0), [Node("a", 8, 8, {}, gpu_bytes=24 * 10**9)], stored)
+    row = one(pool(tensor=2, gpus=1.0, precision=precision), [Node("a", 8, 8, {}, gpu_bytes=24 * 10**9)], stored)
     assert (row.fits, row.notes) == ("yes", notes)
+    assert (row.precision, row.fp8) == ("bfloat16", eight)
     assert row.weight_bytes == sum(row.rank_bytes.values())
     assert set(row.stored) == set(row.rank_bytes) == {"transformer", "vae", "t5", "clip"}
+
+
+def test_a_card_of_24_gb_draws_from_files_in_fp8_without_streaming(tmp_path: Path) -> None:
+    stored = stored_in(DEV, str(real_comfyui(tmp_path, dtype="F8_E4M3", t5="F8_E4M3")))
+    node = Node("a", 8, 1, {}, gpu_bytes=24 * 10**9)
+    for precision, fits in (("auto", "yes"), ("bfloat16", "no")):
+        (row,) = planned([pool(gpus=1.0, precision=precision)], {"p": stored}, [node], "never")
+        assert (row.fits, len(row.notes)) == (fits, 1)
 
 
 def test_a_gpu_too_small_is_a_reason_unless_blocks_may_stream(tmp_path: Path) -> None:
@@ -260,4 +277,5 @@ def test_what_a_pool_leaves_open_is_filled_in_as_ranks_do(
     given_: dict[str, Any], there: bool, device: str, gpus: float, precision: str
 ) -> None:
     spec = settled(PoolSpec(model="tiny", **given_), Settings(models="/m"), there)
-    assert (spec.device, spec.gpus, spec.precision, spec.weights) == (device, gpus, precision, "/m")
+    assert (spec.device, spec.gpus, spec.weights) == (device, gpus, "/m")
+    assert planned([spec], {"tiny": NOTHING}, [])[0].precision == precision

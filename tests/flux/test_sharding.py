@@ -22,12 +22,13 @@ from actors.flux.checkpoint import stored_part
 from actors.flux.config import FLUX1_DEV, FluxConfig
 from actors.flux.exchange import GangShape, Seat, Spread, attention, decode_together, merged
 from actors.flux.model import Flux
+from actors.flux.quant import Fp8
 from actors.flux.render import RenderJob
 from actors.flux.shapes import T5Sizes, expected
 from actors.flux.sharding import Cut, Place, check, kept_shapes, module_names, plan_of, rule_for, share, slices
 from actors.flux.weights import load_flux, load_t5
 from tests.flux import containers_kit as kit
-from tests.flux.ranks import together
+from tests.flux.ranks import Deed, together
 from tests.flux.small import small_flux, small_vae
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
@@ -122,13 +123,31 @@ def words_and_tiles(path: Path, seat: Seat) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def test_a_gang_shares_t5_and_the_tiles_of_a_large_picture(tmp_path: Path) -> None:
+def in_fp8(paths: tuple[Path, Path], fp8: Fp8, seat: Seat) -> tuple[Tensor, Tensor, int]:
+    """The velocity and the words of networks whose files are in fp8, and the bytes of both."""
+    flux = load_flux(paths[0], small_flux().config, "cpu", torch.float32, seat, fp8)
+    t5 = load_t5(stored_part(paths[1], "t5"), "cpu", torch.float32, seat, fp8)
+    hidden = t5(input_ids=torch.tensor([[5, 6, 7, 8, 2, 0, 0]])).last_hidden_state
+    kept = sum(parameter.nbytes for network in (flux, t5) for parameter in network.parameters())
+    return flux(*of_case(flux, "with a reference")), hidden, kept
+
+
+@torch.no_grad()
+def test_a_gang_shares_t5_the_tiles_of_a_large_picture_and_weights_in_fp8(tmp_path: Path) -> None:
     path = kit.write(tmp_path / "t5xxl.safetensors", kit.random_tensors(T5))
     whole = words(path, None), small_vae().decode_tiled(LARGE)
-    (by_rank,) = together(tmp_path, [(GangShape(2, 1, 1), partial(words_and_tiles, path))])
+    tensors = {"flux.safetensors": dict(small_flux().state_dict()), "t5.safetensors": kit.random_tensors(T5)}
+    flux, t5 = (kit.write(tmp_path / "fp8" / name, kit.quantised(tensors[name], "rows")[0]) for name in tensors)
+    kinds: tuple[Fp8, ...] = ("never", "stored")
+    deeds: list[Deed] = [partial(words_and_tiles, path), *(partial(in_fp8, (flux, t5), fp8) for fp8 in kinds)]
+    by_rank, wide, kept = together(tmp_path, [(GangShape(2, 1, 1), deed) for deed in deeds])
     for got in by_rank:
         for one, expected_one in zip(got, whole, strict=True):
             torch.testing.assert_close(one, expected_one, atol=1e-5, rtol=1e-5)
+    for one, other in zip(wide, kept, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+        assert other[2] < one[2] / 3
 
 
 def drawn(dtype: torch.dtype, seat: Seat | None) -> Tensor:

@@ -18,11 +18,13 @@ from tests.flux.samples import FLUX_WEIGHTS, all_in_one, bfl_file, comfyui, diff
 GB = 10**9
 
 
-def real_comfyui(folder: Path, transformer: str = "flux1-dev.safetensors", dtype: str = "BF16") -> Path:
+def real_comfyui(
+    folder: Path, transformer: str = "flux1-dev.safetensors", dtype: str = "BF16", t5: str = "F16"
+) -> Path:
     """The whole of FLUX.1 dev in the sizes it has, without a byte of data on the disk."""
     kit.write_sparse(folder / "diffusion_models" / transformer, expected(FLUX1_DEV), dtype)
     kit.write_sparse(folder / "vae" / "ae.safetensors", expected(FLUX1_VAE), "F32")
-    kit.write_sparse(folder / "text_encoders" / "t5xxl_fp16.safetensors", expected(T5Sizes()), "F16")
+    kit.write_sparse(folder / "text_encoders" / "t5xxl_fp16.safetensors", expected(T5Sizes()), t5)
     clip = {f"text_model.{name}": shape for name, shape in expected(ClipSizes()).items()}
     kit.write_sparse(folder / "text_encoders" / "clip_l.safetensors", clip, "F16")
     for name in ("t5", "clip"):
@@ -79,14 +81,26 @@ def test_a_whole_comfyui_folder_and_the_memory_it_takes(tmp_path: Path) -> None:
     assert report.container == "comfyui"
     assert report.complete
     assert not report.problems
-    needs = report.memory_per_gpu
+    needs, eight = report.memory_per_gpu["auto"], report.memory_per_gpu["fp8"]
     weights = 2 * sum(part.parameters for part in report.parts)
-    assert list(needs) == [1, 2, 4, 8]
+    assert needs == report.memory_per_gpu["bfloat16"], "nothing of it is in fp8"
+    assert list(needs) == list(eight) == [1, 2, 4, 8]
     assert weights < needs[1] < weights + 4 * GB
     assert needs[1] > needs[2] > needs[4] > needs[8]
     # An eighth of the transformer and of T5, with what no plan shares, CLIP, the autoencoder and room to decode.
     assert 3.0 * GB + 1.4 * GB < needs[8] < 9 * GB
-    assert 4 * GB < report.memory_streamed < 8 * GB
+    assert 4 * GB < report.memory_streamed["auto"] < 8 * GB
+    for gpus, nbytes in needs.items():
+        assert 0.5 < (eight[gpus] - report.room_bytes) / (nbytes - report.room_bytes) < 0.6
+    assert report.memory_streamed["fp8"] < report.memory_streamed["auto"] - 0.5 * GB
+
+
+def test_a_card_of_24_gb_holds_a_whole_model_in_fp8(tmp_path: Path) -> None:
+    """As its maker's users have it: the transformer scaled, T5 too; the file says so, and nobody need ask for it."""
+    folder = real_comfyui(tmp_path, "flux1-dev_fp8_scaled.safetensors", "F8_E4M3", "F8_E4M3")
+    report = check(folder)
+    assert report.memory_per_gpu["auto"][1] < 21 * GB < 24 * GB < report.memory_per_gpu["bfloat16"][1]
+    assert report.memory_per_gpu["fp8"][1] <= report.memory_per_gpu["auto"][1] * 1.01
 
 
 @pytest.mark.parametrize(("write", "kind"), [(comfyui, "comfyui"), (diffusers, "diffusers"), (all_in_one, "file")])
