@@ -58,9 +58,11 @@ def chosen(kind: type[Any], hints: Mapping[str, Any]) -> dict[str, Any]:
     for each in fields(kind):
         if each.name in hints:
             value = hints[each.name]
-            if not possible(each.name, value, type(each.default)):
+            wanted: type[Any] = type(each.default)
+            if not possible(each.name, value, wanted):
                 raise ValueError(f"config.json says {each.name}: {str(value)[:60]}")
-            told[each.name] = tuple(value) if isinstance(value, list) else value
+            # A whole number is written for a float too, and transformers takes floats alone.
+            told[each.name] = wanted(value)
     return told
 
 

@@ -92,6 +92,13 @@ def test_a_config_that_lies_is_a_problem_not_a_crash(folder: Path, part: str, fi
     assert caught.value.cause is Cause.WEIGHTS_MISSING
 
 
+def test_a_whole_number_is_taken_for_a_float(folder: Path) -> None:
+    for part, field in (("flux", "mlp_ratio"), ("vae", "shift_factor"), ("t5", "layer_norm_epsilon")):
+        say(folder, part, field, int(kit.CONFIG[part][field]) or 1)
+        assert judged(folder)
+        assert loading.load_renderer(TINY, None, CPU).render([JOB])
+
+
 def test_what_no_network_asks_for_is_passed_over(folder: Path) -> None:
     for part in kit.CONFIG:
         say(folder, part, "architectures", {"nobody": ["asked"]})
