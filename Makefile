@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo up test test-all chaos check lint types contracts format clean
+.PHONY: demo up test test-all chaos chaos-cluster check lint types contracts format clean
 
 demo: .venv/ready
 	$(BIN)/farm demo
@@ -19,6 +19,9 @@ test-all: .venv/ready
 
 chaos: .venv/ready
 	$(BIN)/python -m tests.chaos --kills 100
+
+chaos-cluster: .venv/ready
+	$(BIN)/python -m tests.chaos --cluster --jobs 200 --kills 20
 
 check: lint types contracts test
 

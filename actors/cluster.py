@@ -33,6 +33,7 @@ OBJECT_STORE_BYTES = 256 << 20  # frames of a few groups; nothing lasting lives 
 LONGEST_TEMP = 40  # Ray adds some 66 characters, and a Unix socket's path ends at 107
 POLL_S = 0.5
 DIAL_S = 2.0
+ANSWER_S = 20.0  # of a head that is there, on a busy machine
 TOKEN_MODE = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 # A head lost is this cluster lost: its processes need not wait a minute for it, Ray's default. And the ranks are what
 # the machine is there for: they do not yield to everything else, as Ray would have them do (niceness 15).
@@ -72,11 +73,7 @@ def connect(settings: Settings) -> str:
     """
     foreign = foreign_address(settings)
     with _joining:
-        try:
-            address = reach(settings)
-        except Fault:
-            _leave()  # Ray ends a process that stays connected to a lost head
-            raise
+        address = _reached(settings)
         if not foreign:
             _environment(_folder(settings))
         return _join(address)
@@ -87,6 +84,20 @@ def reach(settings: Settings) -> str:
     address = foreign_address(settings) or _own_address(settings)
     _dial(address)
     return address
+
+
+def probe(settings: Settings) -> None:
+    """Whether Ray's head answers; where none does, leave it, whether or not there is work that needs it."""
+    with _joining:
+        _reached(settings)
+
+
+def _reached(settings: Settings) -> str:
+    try:
+        return reach(settings)
+    except Fault:
+        _leave()  # Ray ends a process that stays connected to a lost head
+        raise
 
 
 def disconnect() -> None:
@@ -112,7 +123,7 @@ def _join(address: str) -> str:
     import ray
 
     if ray.is_initialized():
-        if _port(ray.get_runtime_context().gcs_address) == _port(address) and _node_lives():
+        if _port(ray.get_runtime_context().gcs_address) == _port(address) and _stands():
             return _connection()
         ray.shutdown()
     _outlive()
@@ -124,12 +135,20 @@ def _join(address: str) -> str:
     return _connection()
 
 
-def _node_lives() -> bool:
-    """The node that we joined by may be lost while the head stands."""
-    import ray
+def _stands() -> bool:
+    """Whether what we joined still does: another head may be at its address, and our node may be lost while it lives.
 
-    own = ray.get_runtime_context().get_node_id()
-    return any(row["Alive"] for row in ray.nodes() if row["NodeID"] == own)
+    Asked by the client that raises: with `ray.nodes()` a strange head would end this process.
+    """
+    import ray
+    from ray._private.worker import global_worker
+
+    own = ray.NodeID.from_hex(ray.get_runtime_context().get_node_id())
+    try:
+        return bool(all(global_worker.gcs_client.check_alive([own], timeout=ANSWER_S)))
+    except ray.exceptions.RayError as error:
+        log.info("Ray is joined anew: %s", error)
+        return False
 
 
 def _outlive() -> None:

@@ -187,7 +187,7 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
         max_pixels_in=settings.max_pixels_in,
         probes={
             Cause.SIGNER_DOWN: SignerClient(settings.signer_socket, timeout=PROBE_S).health,
-            Cause.RAY_GONE: lambda: cluster.reach(settings),
+            Cause.RAY_GONE: lambda: cluster.probe(settings),
             Cause.STORE_DOWN: store.reach,
         },
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -21,6 +23,8 @@ from farm.errors import BadInput, Conflict, Fault
 from farm.job import Cause
 from farm.ports import Rendered
 from tests.actors.conftest import CARDS, head, joined, request_of, session_folder, until
+from tests.chaos.node import HEAD, token
+from tests.chaos.victims import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
 LONGEST_SOCKET = 107
@@ -173,6 +177,37 @@ def test_a_lost_head_is_an_outage_and_the_next_one_is_joined(settings: Settings,
                 each.terminate()
                 each.wait(30)
         joined(settings)
+
+
+@pytest.mark.slow
+def test_another_head_at_the_same_address_is_told_from_the_one_that_was_joined(settings: Settings) -> None:
+    """It came so soon that nobody saw the first one gone. Asked by the old connection it would end this process."""
+    folder, port = Path(tempfile.mkdtemp(prefix="farm-", dir="/tmp")), free_port()
+    shutil.copy(settings.home / "ray" / "token", token(folder))
+    foreign = settings.model_copy(update={"ray_address": f"127.0.0.1:{port}"})
+    argv = [sys.executable, "-m", "tests.chaos.node", str(folder), str(port), HEAD]
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    try:
+        first = joined(foreign)
+        process.kill()
+        process.wait()
+        process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+        until(lambda: answers(foreign), 60.0)
+        assert joined(foreign) != first
+        assert ray.get(ray.put(5)) == 5
+    finally:
+        cluster.disconnect()
+        process.terminate()
+        process.wait(30)
+        shutil.rmtree(folder)
+        joined(settings)
+
+
+def answers(settings: Settings) -> bool:
+    try:
+        return bool(cluster.reach(settings))
+    except Fault:
+        return False
 
 
 def test_ranks_inherit_no_login_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,15 +48,23 @@ class Report:
 
 
 def run(home: Path, kills: int, seed: int, *, flat: bool, say: Callable[[str], None]) -> Report:
-    rng, report, began = random.Random(seed), Report(), time.monotonic()
-    trial = Trial(home, flat=flat)
-    try:
-        trial.ready()
-        work = batches(seed)
+    rng, work = random.Random(seed), batches(seed)
+
+    def endless(trial: Trial, report: Report) -> None:
         submit(trial, work, report)
         until_alive(trial, {"rank", "gate"}, STARTED_S)
         storm(trial, kills, rng, work, report, say)
+
+    return play(Trial(home, flat=flat), endless, say)
+
+
+def play(trial: Trial, storm: Callable[[Trial, Report], None], say: Callable[[str], None]) -> Report:
+    report, began = Report(), time.monotonic()
+    try:
+        trial.ready()
+        storm(trial, report)
         settle(trial, report, say)
+        report.wrong += trial.left_over()
     finally:
         left = trial.stop()
     report.wrong += [f"still alive after the end: {process}" for process in left]

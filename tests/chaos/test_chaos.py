@@ -1,4 +1,4 @@
-"""The short storm of `make test`; `make chaos` is the long one."""
+"""The short storm of `make test`; `make chaos` and `make chaos-cluster` are the long ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.cluster import run_cluster
 from tests.chaos.run import run
 
 
@@ -14,4 +15,13 @@ def test_every_accepted_job_ends_once_whatever_is_killed(tmp_path: Path) -> None
     report = run(tmp_path, kills=5, seed=3, flat=True, say=print)
     assert report.wrong == []
     assert report.kills.total() == 5
+    assert report.verified == report.states["published"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_accepted_job_ends_once_on_a_cluster_whose_nodes_and_head_are_killed(tmp_path: Path) -> None:
+    report = run_cluster(tmp_path, jobs=24, kills=4, seed=4, say=print)
+    assert report.wrong == []
+    assert report.kills.total() > 0
     assert report.verified == report.states["published"] > 0

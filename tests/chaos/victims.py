@@ -22,13 +22,18 @@ STOP_S = 90.0
 
 
 class Trial:
+    weights = WEIGHTS
+
     def __init__(self, home: Path, *, flat: bool) -> None:
         self.settings = Settings(home=home / "farm", port=free_port(), lease_s=5.0, retry_s=0.5, device="cpu")
         self.log = home / "up.log"
-        module = ["-m", "tests.chaos.up"] if flat else ["-m", "farm.cli", "up"]
         with self.log.open("wb") as file:
-            self.process = subprocess.Popen([sys.executable, *module], env=self.environment(), stdout=file, stderr=file)
+            argv = [sys.executable, *self.module(flat)]
+            self.process = subprocess.Popen(argv, env=self.environment(), stdout=file, stderr=file)
         self.seen: set[psutil.Process] = set()
+
+    def module(self, flat: bool) -> list[str]:
+        return ["-m", "tests.chaos.up"] if flat else ["-m", "farm.cli", "up"]
 
     def environment(self) -> dict[str, str]:
         mine = {"HOME": self.settings.home, "PORT": self.settings.port, "DEVICE": "cpu"}
@@ -41,15 +46,18 @@ class Trial:
 
     def kill_one(self, rng: random.Random) -> str | None:
         """kill -9 of one process of a kind drawn by lot; None where that kind is not alive just now."""
-        kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        kind = rng.choices(list(self.weights), list(self.weights.values()))[0]
         victims = self.find(kind)
         if not victims:
             return None
         try:
-            rng.choice(victims).kill()
+            self.kill(kind, rng.choice(victims))
         except psutil.NoSuchProcess:
             return None
         return kind
+
+    def kill(self, kind: str, victim: psutil.Process) -> None:
+        victim.kill()
 
     def find(self, kind: str) -> list[psutil.Process]:
         family = self.family()
@@ -66,6 +74,10 @@ class Trial:
             return []
         self.seen |= set(family)
         return family
+
+    def left_over(self) -> list[str]:
+        """What lies about while the farm still runs and has nothing to do."""
+        return []
 
     def stop(self) -> list[str]:
         """End it; returns what is left of it."""
