@@ -18,6 +18,7 @@ from typing import Any
 
 from actors.messages import Hello, Order, Post
 from actors.rank import CONTROL, RENDER, Rank
+from actors.watching import Watching
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import GangState, Rendered, Step, ignore
@@ -33,6 +34,10 @@ YOUNG_S = 60.0  # a placement group this young may be a gang that another dispat
 
 class Holder:
     """While it stands, the gang it is named after is in use."""
+
+
+def forget(_job_id: int, _data: bytes) -> None:
+    """For whoever keeps no latents."""
 
 
 @dataclass(slots=True)
@@ -54,14 +59,20 @@ class Gang:
         ray.get([rank.load.options(concurrency_group=RENDER).remote(meeting) for rank in self.ranks], timeout=limit_s)
 
     def render(
-        self, order: Order, cancelled: Callable[[], bool], watch: Callable[[Sequence[Step]], None] = ignore
+        self,
+        order: Order,
+        cancelled: Callable[[], bool],
+        watch: Callable[[Sequence[Step]], None] = ignore,
+        keep: Callable[[int, bytes], None] = forget,
     ) -> list[Rendered | Fault]:
-        """Every rank runs the whole loop; the first answers. A rank that fails is heard at once."""
+        """Every rank runs the whole loop; the first answers. A rank that fails is heard at once. Meanwhile `watch`
+        hears how far the jobs are, and `keep` is given what each could go on from."""
         import ray
 
         given = ray.put(order) if len(self.ranks) > 1 else order
         calls = [rank.render.options(concurrency_group=RENDER).remote(given) for rank in self.ranks]
         waiting, told, end = list(calls), False, time.monotonic() + order.limit_s + GRACE_S
+        watching = Watching(lambda save: _ask(self.ranks[0], "progress").remote(order.call, save), watch, keep)
         while waiting:
             done, waiting = ray.wait(waiting, timeout=POLL_S)
             try:
@@ -76,6 +87,7 @@ class Gang:
                     _ask(rank, "cancel").remote(order.call)
             if waiting and time.monotonic() > end:
                 raise Fault(Cause.GANG_HUNG, f"no answer within {order.limit_s:.0f} s", gang=self.id)
+            watching.look()
         answers: list[Rendered | Fault] = ray.get(calls[0])
         return answers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from farm.ports import GangState, ModelCard, RenderRequest
+from farm.ports import GangState, ModelCard, RenderRequest, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +55,12 @@ class Order:
     call: str
     requests: tuple[RenderRequest, ...]
     limit_s: float
+    save_every: int = 0  # steps; 0: never
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a call is: the jobs of it that are drawn just now, and latents that they could go on from."""
+
+    steps: tuple[Step, ...]
+    saved: tuple[tuple[int, bytes], ...] = ()  # by job

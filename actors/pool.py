@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from actors import cluster, faults, gang, room
@@ -24,6 +25,7 @@ from farm.config import Settings
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
 from farm.ports import GangState, GangStatus, ModelCard, Rendered, RenderRequest, Step, ignore
+from farm.scratch import SCRATCH, Scratch
 
 log = logging.getLogger("farm.pool")
 ROOM_S = 5.0
@@ -54,6 +56,7 @@ class Pool:
         for pool in pools_of(settings, cards):
             post = post_of(pool, cards[pool.model], settings, shard)
             self.places.setdefault(pool.model, []).extend(Place(number, post, pool) for number in range(pool.max))
+        self.scratch = Scratch(settings.home / SCRATCH)
         self.swept, self.closed = False, threading.Event()
         self.freed = threading.Condition()
 
@@ -213,8 +216,13 @@ class Pool:
         self._join(place)
         one = self._ready(place)
         place.now(GangState.BUSY, f"{len(requests)} pictures")
-        answers = one.render(Order(os.urandom(8).hex(), requests, self.limit(requests)), cancelled, watch)
+        begun = tuple(replace(request, resume=self.scratch.read(request.job_id)) for request in requests)
+        order = Order(os.urandom(8).hex(), begun, self.limit(requests), self.settings.save_every)
+        answers = one.render(order, cancelled, watch, self.scratch.write)
         place.now(GangState.READY, "a job")
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, Fault) and answer.cause is not Cause.LEASE_LOST:
+                self.scratch.drop(request.job_id)  # it may be what is wrong
         ending = [answer for answer in answers if isinstance(answer, Fault) and faults.ends_gang(answer)]
         if ending:
             self._remove(place, str(ending[0]))

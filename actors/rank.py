@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import importlib
+import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,21 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from actors import saved
 from actors.faults import fault_of
-from actors.messages import Hello, Order, Post
+from actors.messages import Hello, Mark, Order, Post
+from actors.work import Work, frame_of
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
-from farm.ports import Frame, GangState, Rendered, RenderRequest
+from farm.ports import GangState, Rendered, RenderRequest
 
 if TYPE_CHECKING:
     from actors.flux.offload import Setting
-    from actors.flux.render import Pixels, RenderJob
+    from actors.flux.render import Pixels, Preview, RenderJob
+    from actors.flux.sampler import SavedLatent
     from actors.meeting import Door
 
+log = logging.getLogger("farm.rank")
 # What ranks meet alike: they compute the same, and vote on stopping.
 MET_BY_ALL = frozenset({Cause.NOT_FINITE, Cause.BAD_INPUT, Cause.LEASE_LOST})
 RENDER, CONTROL = "render", "control"  # the actor's concurrency groups: work goes one by one, questions pass it
@@ -34,7 +38,13 @@ RENDER, CONTROL = "render", "control"  # the actor's concurrency groups: work go
 class Draws(Protocol):
     """`actors.flux.render.Renderer`, as far as a rank uses it."""
 
-    def render(self, jobs: Sequence[RenderJob], *, cancelled: Callable[[], bool] | None = None) -> Sequence[Pixels]: ...
+    def render(
+        self,
+        jobs: Sequence[RenderJob],
+        on_step: Callable[[int, int, Preview], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        resume: SavedLatent | None = None,
+    ) -> Sequence[Pixels]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,20 @@ class Shard:
     renderer: Draws
     weights: str  # SHA-256 over its files
     files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A job, what decides its picture, and where an earlier attempt at that very picture stood."""
+
+    request: RenderRequest
+    digest: str
+    start: SavedLatent | None = None
+
+    def kind(self) -> tuple[tuple[int, int] | None, int]:
+        """What those have in common that are drawn together."""
+        reference = self.request.reference
+        return (reference.width, reference.height) if reference else None, self.start.step if self.start else 0
 
 
 def load_shard(post: Post) -> Shard:
@@ -82,7 +106,7 @@ class Rank:
         self.door: Door | None = None
         self.shard: Shard | None = None
         self.loaded: tuple[tuple[int, int], ...] = ()  # sizes and times of its files when they were loaded
-        self.running = "", threading.Event()  # the call, and its wish to stop
+        self.work = Work()
 
     def hello(self) -> Hello:
         changed = self.shard is not None and stamps(self.shard.files) != self.loaded
@@ -111,18 +135,24 @@ class Rank:
     def render(self, order: Order) -> list[Rendered | Fault]:
         if self.shard is None:
             raise Fault(Cause.GANG_DIED, "asked to draw before its weights were there", gang=self.gang)
-        self.running, self.state = (order.call, threading.Event()), GangState.BUSY
+        self.work = Work(order.call, order.save_every, self.gang, self.shard.weights)
+        self.state = GangState.BUSY
         try:
             with watchdog(order.limit_s):
                 return self._answers(self.shard, order.requests)
         finally:
-            self.running, self.state = ("", threading.Event()), GangState.READY
+            self.work, self.state = Work(), GangState.READY
 
     def cancel(self, call: str) -> None:
         """Between two steps the group ends. A call that is over is left alone."""
-        running, stop = self.running
-        if call == running:
-            stop.set()
+        work = self.work
+        if call == work.call:
+            work.stop.set()
+
+    def progress(self, call: str, save: bool) -> Mark | None:
+        """How far it is, with latents to go on from if they are wanted; None once it is over."""
+        work = self.work
+        return work.mark(save) if call == work.call else None
 
     def _join(self, meeting: str) -> None:
         if self.post.ranks > 1:
@@ -132,27 +162,45 @@ class Rank:
 
     def _answers(self, shard: Shard, requests: tuple[RenderRequest, ...]) -> list[Rendered | Fault]:
         answers: list[Rendered | Fault] = []
-        for _, alike in groupby(requests, key=reference_size):
+        for _, alike in groupby([self._begun(shard, request) for request in requests], key=Begun.kind):
             answers += self._together(shard, tuple(alike))
         return answers
 
-    def _together(self, shard: Shard, requests: tuple[RenderRequest, ...]) -> list[Rendered | Fault]:
+    def _begun(self, shard: Shard, request: RenderRequest) -> Begun:
+        digest = saved.digest_of(request, shard.weights, self.post, device_of(self.post))
+        if request.resume is None:
+            return Begun(request, digest)
+        try:
+            start = saved.unpack(request.resume, digest)
+        except ValueError as error:
+            log.warning("job %d starts anew, not from what was kept of it: %s", request.job_id, error)
+            return Begun(request, digest)
+        log.info("job %d goes on from step %d", request.job_id, start.step)
+        return Begun(request, digest, start)
+
+    def _together(self, shard: Shard, begun: tuple[Begun, ...]) -> list[Rendered | Fault]:
         """If a group fails, each is drawn alone: one bad job is not held against its neighbours."""
         try:
-            return list(self._draw(shard, requests))
+            return list(self._draw(shard, begun))
         except Exception as error:
             fault = fault_of(error, self.gang)
         if self.post.ranks > 1 and fault.cause not in MET_BY_ALL:
             # It may be this rank's alone; the others wait for it where it will not come.
             cause = fault.cause if CAUSES[fault.cause] is Payer.GANG else Cause.GANG_DIED
             raise Fault(cause, fault.detail, gang=self.gang)
-        if len(requests) == 1 or fault.cause is Cause.LEASE_LOST:
-            return [fault for _ in requests]
-        return [answer for request in requests for answer in self._together(shard, (request,))]
+        if len(begun) == 1 or fault.cause is Cause.LEASE_LOST:
+            return [fault for _ in begun]
+        return [answer for one in begun for answer in self._together(shard, (one,))]
 
-    def _draw(self, shard: Shard, requests: tuple[RenderRequest, ...]) -> list[Rendered]:
-        began = time.monotonic()
-        pictures = shard.renderer.render([job_of(request) for request in requests], cancelled=self.running[1].is_set)
+    def _draw(self, shard: Shard, begun: tuple[Begun, ...]) -> list[Rendered]:
+        began, requests = time.monotonic(), [one.request for one in begun]
+        starts = [one.start for one in begun if one.start is not None]
+        pictures = shard.renderer.render(
+            [job_of(request) for request in requests],
+            on_step=self.work.seen(requests, [one.digest for one in begun]) if self.number == 0 else None,
+            cancelled=self.work.stop.is_set,
+            resume=saved.joined(starts) if starts else None,
+        )
         seconds = (time.monotonic() - began) / len(requests)
         if self.number > 0:
             return []
@@ -177,10 +225,6 @@ def watchdog(limit_s: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def reference_size(request: RenderRequest) -> tuple[int, int] | None:
-    return (request.reference.width, request.reference.height) if request.reference else None
-
-
 def job_of(request: RenderRequest) -> RenderJob:
     from PIL import Image
 
@@ -189,10 +233,3 @@ def job_of(request: RenderRequest) -> RenderJob:
     spec, seen = request.spec, request.reference
     reference = Image.frombytes("RGB", (seen.width, seen.height), seen.pixels) if seen else None
     return RenderJob(spec.prompt, spec.seed, spec.width, spec.height, spec.steps, spec.guidance, reference)
-
-
-def frame_of(picture_HW3: Pixels) -> Frame:
-    height, width, channels = picture_HW3.shape
-    if channels != 3 or picture_HW3.dtype != "uint8":
-        raise TypeError(f"a picture of {picture_HW3.dtype}, {channels} channels")
-    return Frame(width, height, picture_HW3.tobytes())

@@ -53,7 +53,7 @@ class Paced:
     def __init__(self, step_s: float) -> None:
         self.step_s = step_s
 
-    def render(self, jobs: Sequence[RenderJob], *, cancelled: Callable[[], bool] | None = None) -> list[Pixels]:
+    def render(self, jobs: Sequence[RenderJob], *rest: Any, **more: Any) -> list[Pixels]:
         for _ in range(jobs[0].steps):
             time.sleep(self.step_s * len(jobs))
         rngs = (np.random.default_rng(job.seed) for job in jobs)

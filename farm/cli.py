@@ -168,6 +168,7 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     from farm.job_queue import JobQueue
     from farm.licences import asked
     from farm.pipeline import Ports
+    from farm.scratch import SCRATCH, Scratch
     from provenance.client import SignerClient
 
     cluster.foreign_address(settings)  # one that can never be joined is told at once
@@ -185,6 +186,7 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
         store=store,
         retry_s=settings.retry_s,
         max_pixels_in=settings.max_pixels_in,
+        scratch=Scratch(settings.home / SCRATCH),
         probes={
             Cause.SIGNER_DOWN: SignerClient(settings.signer_socket, timeout=PROBE_S).health,
             Cause.RAY_GONE: lambda: cluster.probe(settings),

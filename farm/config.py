@@ -122,6 +122,9 @@ class Settings(BaseSettings):
         0, ge=0, le=256, description="groups in flight in one dispatcher; 0: two for each gang that there may be"
     )
     lease_s: float = Field(30.0, gt=0, description="shortest lease; longer work gets a longer one")
+    save_every: int = Field(
+        5, ge=0, description="steps after which a running job's latents may be kept, to go on from; 0: never"
+    )
     retry_s: float = Field(5.0, ge=0, description="pause before work is tried again after an outage")
     max_upload_mb: int = Field(64, ge=1, description="largest upload, in MiB")
     max_pixels_in: int = Field(50_000_000, ge=1, description="largest input picture, in pixels")

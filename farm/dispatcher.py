@@ -199,6 +199,12 @@ class Dispatcher:
         self.queue.collect_abandoned()
         self.queue.forget_silent()
         self.queue.forget_steps()
+        self._clear_scratch()
+
+    def _clear_scratch(self) -> None:
+        if self.ports.scratch is not None and (kept := self.ports.scratch.jobs()):
+            for job_id in kept - self.queue.unended(kept):
+                self.ports.scratch.drop(job_id)
 
     def _seal(self) -> None:
         events.seal(self.queue.engine)

@@ -35,6 +35,7 @@ from farm.ports import (
     Verifier,
     ignore,
 )
+from farm.scratch import Scratch
 from farm.suspects import SUSPICIOUS, Suspects, pause_s
 
 log = logging.getLogger("farm.pipeline")
@@ -52,6 +53,7 @@ class Ports:
     store: Store
     retry_s: float = 5.0
     max_pixels_in: int = 50_000_000
+    scratch: Scratch | None = None  # that of the renderer, of which the dispatcher clears what has ended
     probes: Mapping[Cause, Callable[[], object]] = field(default_factory=dict)  # quick; each raises if this is so
 
 

@@ -83,6 +83,9 @@ class RenderRequest:
     attempt: int
     spec: Spec
     reference: Frame | None = None
+    resume: bytes | None = field(
+        default=None, repr=False
+    )  # where an earlier attempt stood; the renderer's own business
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,14 @@ An event would be kept for ever, and law 3 needs none of this: what is lost of i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection, case, delete, exists, select, update
 
 from farm.db import reading, transact, transaction, upsert
 from farm.job import State
 from farm.leasing import Leasing, doubts_of
+from farm.moves import chunks
 from farm.ports import Lease, Outcome, Signed, Stage, Step
 from farm.tables import JOB, PROGRESS, VERDICT
 
@@ -59,6 +60,15 @@ class Progressing(Leasing):
             if connection.execute(select(PROGRESS.c.job_id).where(~STANDS).limit(1)).first() is None:
                 return 0
         return transact(self.engine, lambda connection: connection.execute(delete(PROGRESS).where(~STANDS)).rowcount)
+
+    def unended(self, job_ids: Iterable[int]) -> set[int]:
+        """Which of these are drawn, or may be without a person's doing."""
+        alive: set[int] = set()
+        with reading(self.engine) as connection:
+            for some in chunks(job_ids):
+                query = select(JOB.c.id).where(JOB.c.id.in_(some), JOB.c.state.in_([State.QUEUED, State.LEASED]))
+                alive |= set(connection.execute(query).scalars())
+        return alive
 
     def _show(self, connection: Connection, lease: Lease, signed: Signed | None) -> bool:
         mine = (PROGRESS.c.job_id == lease.job_id, PROGRESS.c.attempt == lease.attempt)

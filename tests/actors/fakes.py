@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,12 @@ from actors.rank import Shard
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Frame, Outcome, Stage, Verdict
+
+if TYPE_CHECKING:
+    from actors.flux.render import Preview
+    from actors.flux.sampler import SavedLatent
+
+OnStep = Callable[[int, int, "Preview"], None]
 
 
 class NotFinite(ArithmeticError):
@@ -30,7 +36,13 @@ class Cancelled(Exception):
 class Flat:
     """Draws one colour a seed, and what the prompt tells it."""
 
-    def render(self, jobs: Sequence[Any], *, cancelled: Callable[[], bool] | None = None) -> list[NDArray[np.uint8]]:
+    def render(
+        self,
+        jobs: Sequence[Any],
+        on_step: OnStep | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        resume: SavedLatent | None = None,
+    ) -> list[NDArray[np.uint8]]:
         for job in jobs:
             self.obey(job.prompt, cancelled or (lambda: False))
         return [picture(job) for job in jobs]
@@ -51,6 +63,39 @@ class Flat:
                 time.sleep(0.05)
                 if cancelled():
                     raise Cancelled("after a step")
+
+
+class Walks(Flat):
+    """Takes its time over each step; its picture tells by its colour at which one it began."""
+
+    def render(
+        self,
+        jobs: Sequence[Any],
+        on_step: OnStep | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        resume: SavedLatent | None = None,
+    ) -> list[NDArray[np.uint8]]:
+        first, total = resume.step if resume else 0, jobs[0].steps
+        for step in range(first + 1, total + 1):
+            time.sleep(0.05)
+            if cancelled and cancelled():
+                raise Cancelled("after a step")
+            if on_step:
+                on_step(step, total, preview_of(jobs, step))
+        return [np.full((job.height, job.width, 3), first, np.uint8) for job in jobs]
+
+
+def preview_of(jobs: Sequence[Any], step: int) -> Preview:
+    """Its pictures are four by four, in the colour of the step."""
+    import torch
+
+    from actors.flux.render import Preview
+    from actors.flux.sampler import Progress
+
+    latents = torch.full((len(jobs), 4, 2), float(step))
+    size = (jobs[0].width, jobs[0].height)
+    small = [np.full((4, 4, 3), step, np.uint8) for _ in jobs]
+    return Preview(Progress(step, jobs[0].steps, latents, latents, size), lambda _: small)
 
 
 def picture(job: Any) -> NDArray[np.uint8]:
@@ -81,6 +126,11 @@ def load_small(post: Post) -> Shard:
     files = ModelFiles(sets["transformer"], sets["vae"], sets["t5"], sets["clip"])
     seat = seat_of(files, post.tensor, post.sequence)
     return Shard(assemble(post.card, files, Load("cpu", torch.float32, "never"), seat), "0" * 64)
+
+
+def load_walks(_: Post) -> Shard:
+    importlib.import_module("actors.flux.render")
+    return Shard(Walks(), "f" * 64)
 
 
 class Judge:

@@ -6,14 +6,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors.flux.render import Pixels, RenderJob
 from actors.messages import Order, Post
 from actors.rank import Rank, Shard, stamps
+from actors.work import Work
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Frame, GangState, Rendered, RenderRequest
@@ -67,11 +69,11 @@ class SameSizes(Flat):
     def __init__(self) -> None:
         self.together: list[int] = []
 
-    def render(self, jobs: Sequence[RenderJob], *, cancelled: Callable[[], bool] | None = None) -> list[Pixels]:
+    def render(self, jobs: Sequence[RenderJob], *rest: Any, **more: Any) -> list[Pixels]:
         if len({job.reference.size for job in jobs if job.reference}) > 1:
             raise ValueError("jobs rendered together must share the reference's size")
         self.together.append(len(jobs))
-        return super().render(jobs, cancelled=cancelled)
+        return super().render(jobs, *rest, **more)
 
 
 def test_only_references_of_one_size_are_drawn_together() -> None:
@@ -106,16 +108,16 @@ def test_cancelling_reaches_the_running_call_and_no_other() -> None:
 
 def test_a_cancel_that_comes_as_its_call_ends_leaves_the_next_one_alone() -> None:
     rank = ready()
-    rank.running = "c1", (old := threading.Event())
-    set_now = old.set
+    rank.work = old = Work("c1")
+    set_now = old.stop.set
 
     def late() -> None:
-        rank.running = "c2", threading.Event()  # c1 has ended meanwhile
+        rank.work = Work("c2")  # c1 has ended meanwhile
         set_now()
 
-    old.set = late  # type: ignore[method-assign]
+    old.stop.set = late  # type: ignore[method-assign]
     rank.cancel("c1")
-    assert not rank.running[1].is_set()
+    assert not rank.work.stop.is_set()
 
 
 def test_a_rank_tells_when_its_files_are_no_longer_those_it_loaded(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,7 @@ STEP_S = 0.05
 
 
 class Noise:
-    def render(
-        self, jobs: Sequence[RenderJob], *, cancelled: Callable[[], bool] | None = None
-    ) -> list[NDArray[np.uint8]]:
+    def render(self, jobs: Sequence[RenderJob], *rest: Any, **more: Any) -> list[NDArray[np.uint8]]:
         for _ in range(jobs[0].steps):
             time.sleep(STEP_S)
         return [self.picture(job) for job in jobs]
