@@ -4,7 +4,8 @@ Detached, so that a restarted dispatcher finds the warm gang by its name. Never 
 twice. When a rank is lost the whole gang goes, placement group included, and another one is built.
 
 A gang is used, and removed, by one dispatcher at a time: the one that has its holder, an actor whose name exists once.
-A holder ends with its dispatcher, however that ends, and then the gang may be had by another one.
+A holder ends with its dispatcher, however that ends, and then the gang may be had by another one. It is there
+before the placement group, which waits in Ray for its room, where the autoscaler sees it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ POLL_S = 0.2
 ANSWER_S = 60.0  # for a question; it may find the rank at work that its last dispatcher gave it, on a busy machine
 FREED_S = 5.0  # Ray takes a moment to end what a dead dispatcher has left
 GRACE_S = 10.0  # the rank's own watchdog comes first
-YOUNG_S = 60.0  # a placement group this young may be a gang that another dispatcher is building
+NODE = "ray.io/node-id"  # Ray's own label of each node
 
 
 class Holder:
@@ -47,10 +48,20 @@ class Gang:
     group: Any
     holder: Any
 
+    def ask(self) -> list[Any]:
+        """The hello of each rank, to come."""
+        return [_ask(rank, "hello").remote() for rank in self.ranks]
+
     def hello(self) -> Hello:
         import ray
 
-        return _one(ray.get([_ask(rank, "hello").remote() for rank in self.ranks], timeout=ANSWER_S))
+        return _one(ray.get(self.ask(), timeout=ANSWER_S))
+
+    def homes(self) -> tuple[str, ...]:
+        """The ids of the nodes it lies on."""
+        import ray
+
+        return tuple(sorted(set(ray.util.placement_group_table(self.group)["bundles_to_node_id"].values())))
 
     def load(self, limit_s: float) -> None:
         import ray
@@ -101,32 +112,56 @@ class Gang:
         ray.kill(self.holder, no_restart=True)
 
 
-def build(post: Post, gpus: float, room_s: float) -> Gang | None:
-    """A new gang, not loaded yet; None when the cluster has no room for it now.
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A gang to be, that waits for its room."""
 
-    Tensor ranks talk all the time: they are one bundle, which lies on one node. Bundles lie on as few as can be.
-    """
+    id: str
+    group: Any
+    holder: Any
+    ready: Any  # the answer, once there is room
+    away: frozenset[str]  # nodes it must not lie on
+
+
+def seek(post: Post, gpus: float, away: frozenset[str]) -> Site:
+    """Tensor ranks talk all the time: they are one bundle, which lies on one node. Bundles lie on as few as can be."""
     import ray
 
     gang_id = f"{post.pool}.{int(time.time())}.{os.urandom(3).hex()}"
     bundle = {"CPU": post.tensor * post.cpus} | ({"GPU": post.tensor * gpus} if gpus else {})
-    group = ray.util.placement_group(
-        [dict(bundle) for _ in range(post.sequence)],
-        "PACK",
-        name=PREFIX + gang_id,
-        lifetime="detached",
-        bundle_label_selector=[dict(post.labels) for _ in range(post.sequence)] if post.labels else None,
-    )
+    asked = selector(post, away)
+    holder = hold(gang_id)
     try:
-        if group.wait(room_s):
-            holder = hold(gang_id)  # before its ranks can be found
-            ranks = [_rank(gang_id, post, gpus, group, number) for number in range(post.ranks)]
-            return Gang(gang_id, ranks, group, holder)
+        group = ray.util.placement_group(
+            [dict(bundle) for _ in range(post.sequence)],
+            "PACK",
+            name=PREFIX + gang_id,
+            lifetime="detached",
+            bundle_label_selector=[dict(asked) for _ in range(post.sequence)] if asked else None,
+        )
+        return Site(gang_id, group, holder, group.ready(), away)
     except BaseException:
-        ray.util.remove_placement_group(group)
+        ray.kill(holder, no_restart=True)
         raise
-    ray.util.remove_placement_group(group)
-    return None
+
+
+def selector(post: Post, away: Collection[str]) -> dict[str, str]:
+    """Ray takes one condition a label: a pool that names its nodes itself is only told from those that are drained."""
+    asked = dict(post.labels)
+    return asked | {NODE: f"!in({','.join(sorted(away))})"} if away and NODE not in asked else asked
+
+
+def settle(site: Site, post: Post, gpus: float) -> Gang:
+    """Its ranks, in the room that was found; they have nothing loaded yet."""
+    ranks = [_rank(site.id, post, gpus, site.group, number) for number in range(post.ranks)]
+    return Gang(site.id, ranks, site.group, site.holder)
+
+
+def abandon(site: Site) -> None:
+    import ray
+
+    ray.util.remove_placement_group(site.group)
+    ray.kill(site.holder, no_restart=True)
 
 
 def _rank(gang_id: str, post: Post, gpus: float, group: Any, number: int) -> Any:
@@ -192,8 +227,9 @@ def standing() -> list[str]:
     return sorted({name.removeprefix(PREFIX).rpartition("/")[0] for name in names})
 
 
-def sweep(now: float) -> list[str]:
-    """Remove placement groups that no rank lives in, as a dispatcher leaves them that was killed while building."""
+def sweep() -> list[str]:
+    """Remove placement groups without a living rank that nobody holds, as a dispatcher leaves them that was killed
+    while it built a gang."""
     import ray
 
     living = set(standing())
@@ -202,10 +238,13 @@ def sweep(now: float) -> list[str]:
         for row in ray.util.placement_group_table().values()
         if row["name"].startswith(PREFIX) and row["state"] != "REMOVED"
     ]
-    stale = [gang_id for gang_id in left if gang_id not in living and now - born(gang_id) > YOUNG_S]
-    for gang_id in stale:
-        ray.util.remove_placement_group(ray.util.get_placement_group(PREFIX + gang_id))
-    return stale
+    swept = []
+    for gang_id in left:
+        if gang_id not in living and (holder := hold(gang_id)) is not None:
+            ray.util.remove_placement_group(ray.util.get_placement_group(PREFIX + gang_id))
+            ray.kill(holder, no_restart=True)
+            swept.append(gang_id)
+    return swept
 
 
 def pool_of(gang_id: str) -> str:

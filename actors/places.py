@@ -11,11 +11,15 @@ from pathlib import Path
 
 from actors.bench import Form
 from actors.gang import Gang
+from actors.health import Pulse
 from actors.messages import Post
+from actors.wanted import Seat
 from farm.config import PoolSpec, Settings
+from farm.errors import Fault
 from farm.ports import GangState, GangStatus, ModelCard
 
 LOAD_S = 1800.0
+ROOM = "room in the cluster"
 
 
 @dataclass(slots=True)
@@ -28,26 +32,72 @@ class Place:
     lock: threading.Lock = field(default_factory=threading.Lock)
     gang: Gang | None = None
     connection: str = ""  # the one the gang's handles belong to
+    homes: tuple[str, ...] = ()  # the nodes the gang lies on
     state: GangState = GangState.GONE
     waits_for: str = "a job"
     since: float = field(default_factory=time.time)
-    full: float = 0.0  # when it last found no room
+    wanted: bool = False
+    ends: str = ""  # why its gang takes no further job, and goes
+    rivals: tuple[str, ...] | None = None  # it found no room: the gangs that hold what it could use
+    fault: Fault | None = None  # what its last start met
+    failed_at: float = 0.0
+    ready_at: float = 0.0
+    drawn: int = 0  # groups, since then
+    load_s: float = 0.0  # as measured, else as guessed; 0: nobody has asked yet
+    pace_s: float = 1.0  # of a megapixel and step
     form: Form = field(default_factory=Form)
     lacks: str = ""  # what of the model's files is not there, as far as this machine can see
+    pulse: Pulse = field(default_factory=Pulse)
 
     def now(self, state: GangState, waits_for: str = "") -> None:
         self.state, self.waits_for, self.since = state, waits_for, time.time()
 
-    def status(self) -> GangStatus:
-        lacks = bool(self.lacks) and self.state in (GangState.GONE, GangState.STARTING)
+    @property
+    def kept(self) -> bool:
+        """Warm, asked for or not."""
+        return self.number < self.spec.min
+
+    @property
+    def usable(self) -> bool:
+        return self.gang is not None and not self.ends and self.state in (GangState.READY, GangState.BUSY)
+
+    @property
+    def unseen(self) -> bool:
+        """Its files are not on this machine, and no gang here has shown that its node has them."""
+        return bool(self.lacks) and not self.ready_at
+
+    @property
+    def comes(self) -> bool:
+        """It has its room, and will be usable."""
+        return self.state is GangState.STARTING and self.rivals is None and not self.ends
+
+    def seat(self, now: float) -> Seat:
+        stands = self.usable or (self.comes and self.gang is not None)
+        return Seat(self.post.pool, self.kept, stands, self.rivals is not None, self.form.rests_at(now))
+
+    def status(self, names: dict[str, str]) -> GangStatus:
+        """`names` of nodes by id."""
+        state, waits_for = self.state, self.waits_for
+        if self.ends and state in (GangState.READY, GangState.BUSY):
+            state, waits_for = GangState.DRAINING, f"its last job: {self.ends}"
+        elif self.lacks and state in (GangState.GONE, GangState.STARTING):
+            state, waits_for = GangState.LACKING, self.lacks
         return GangStatus(
             self.post.pool,
             self.number,
             self.post.card.name,
             self.gang.id if self.gang else "",
-            GangState.LACKING if lacks else self.state,
-            self.lacks if lacks else self.waits_for,
+            state,
+            waits_for,
             self.since,
+            cause=str(self.fault.cause) if self.fault else "",
+            nodes=tuple(names.get(home, home) for home in self.homes) if self.gang else (),
+            ready_at=self.ready_at,
+            drawn=self.drawn,
+            load_s=self.load_s,
+            pace_s=self.pace_s,
+            lacks_room=self.rivals is not None and not self.unseen,
+            rivals=self.rivals or (),
         )
 
 

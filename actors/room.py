@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
 from actors import placing
 from actors.messages import Post
 from actors.nodes import node_of
 from actors.placing import Bundle, Room
+from farm.ports import NodeStatus
+
+READS_S = 0.5e9  # bytes a second, where nobody has measured yet how long a gang takes to load
+STARTS_S = 5.0  # of Ray's actors and of torch
 
 
-def ever_fits(post: Post) -> bool:
-    """On nodes that were empty: where not, others would make room for nothing."""
-    import ray
+def rivals(post: Post, homes: Mapping[str, Collection[str]], away: Collection[str]) -> tuple[str, ...]:
+    """Those gangs, of these with their nodes, whose room it could use: none where it fits no empty nodes."""
+    rows = {row["NodeID"]: row for row in _alive() if row["NodeID"] not in away}
+    rooms = {home: Room.of(node_of(row)) for home, row in rows.items()}
+    bundle = _bundle(post)
+    if placing.place(bundle, post.sequence, list(rooms.values())) is None:
+        return ()
+    useful = {home for home, empty in rooms.items() if placing.take(empty, bundle) is not None}
+    return tuple(sorted(one for one, nodes in homes.items() if useful & set(nodes)))
 
-    units = placing.units
-    bundle = Bundle(units(post.tensor * post.cpus), units(post.tensor * gpus_of(post)), dict(post.labels))
-    rooms = [Room.of(node_of(row)) for row in ray.nodes() if row["Alive"]]
-    return placing.place(bundle, post.sequence, rooms) is not None
+
+def fits(post: Post) -> bool:
+    """On nodes that were empty."""
+    return placing.place(_bundle(post), post.sequence, [Room.of(node_of(row)) for row in _alive()]) is not None
+
+
+def why_none(post: Post, in_use: Collection[str]) -> str:
+    if not fits(post):
+        return f"these nodes are too small for {words(post)}: see `farm pool plan`"
+    return f"no node has room for {words(post)}; gangs in use: {', '.join(in_use) or 'none'}"
 
 
 def words(post: Post) -> str:
     labels = "".join(f", {name}={value}" for name, value in post.labels)
     each = f"{post.cpus:g} CPU, {gpus_of(post):g} GPU{labels}"
     return f"a gang of {post.pool} ({post.ranks} rank{'s' * (post.ranks > 1)} of {each})"
+
+
+def nodes() -> list[NodeStatus]:
+    rows = {row["NodeID"]: node_of(row) for row in _alive()}
+    return [NodeStatus(id_, node.name, node.cpus, node.gpus) for id_, node in rows.items()]
 
 
 def gpus_of(post: Post) -> float:
@@ -31,3 +56,23 @@ def gpus_of(post: Post) -> float:
     if post.gpus is not None:
         return post.gpus
     return float(post.device.startswith("cuda") or (post.device == "auto" and "GPU" in ray.cluster_resources()))
+
+
+def loading_s(post: Post) -> float:
+    """A guess, from the size of its files."""
+    from actors.models import parts_there
+
+    parts = parts_there(post.card, Path(post.models) if post.models else None)
+    files = {path for part in parts.values() for path in part.files}
+    return STARTS_S + sum(path.stat().st_size for path in files) / READS_S
+
+
+def _bundle(post: Post) -> Bundle:
+    units = placing.units
+    return Bundle(units(post.tensor * post.cpus), units(post.tensor * gpus_of(post)), dict(post.labels))
+
+
+def _alive() -> list[dict[str, Any]]:
+    import ray
+
+    return [row for row in ray.nodes() if row["Alive"]]

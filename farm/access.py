@@ -35,7 +35,7 @@ class KeyView:
 class Deed(StrEnum):
     RUN = "run batches"  # submit and steer them
     JUDGE = "judge pictures"  # see what is held or withdrawn and how close it came to a rule, and decide
-    OPERATE = "see the pool"  # what runs where, for the whole farm
+    OPERATE = "see the pool"  # what runs where, for the whole farm; and drain it
 
 
 # What each role may do beyond looking at what its project has published; API and pages ask this one table.

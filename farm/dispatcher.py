@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -16,9 +15,11 @@ from functools import partial
 from farm import audit, events, scheduler, waiting
 from farm.errors import Fault
 from farm.job import CAUSES, OF_MODEL, Cause, Payer
+from farm.leasing import LaneView
 from farm.outages import FARM, SEEN_BY, Outages
 from farm.pipeline import Group, Ports
 from farm.ports import Lease
+from farm.steering import Steering
 from farm.suspects import SHARED, Suspects
 from farm.teller import Teller
 
@@ -55,15 +56,15 @@ class Dispatcher:
         self.flights: dict[Future[Group], InFlight] = {}
         self.outages, self.suspects = Outages(clock), Suspects()
         self.teller = Teller(ports)
+        self.steering = Steering(self.queue, ports.renderer, clock)
         self.probed = threading.Event()  # once: before that nothing is known, and nothing said
-        self.warm: set[str] = set()
         self.lacking: set[str] = set()  # models without files
 
     def run(self) -> None:
         """Until `stop()`: what runs then is finished first."""
         deeds = {
             "heart": (TIDY_S, [self._beat]),
-            "keeper": (TIDY_S, [self._expire, self._seal, self._tell_gangs, self._see_files]),
+            "keeper": (TIDY_S, [self._expire, self._seal, self._steer, self._tell_gangs, self._see_files]),
             "cleaner": (TIDY_S, [self._tidy]),
             "teller": (TIDY_S, [self.teller.tell]),
             "prober": (PROBE_S, [self._probe, self._sign_head]),
@@ -99,14 +100,18 @@ class Dispatcher:
         return True
 
     def _lease(self) -> list[Lease]:
-        running: Counter[str] = Counter(lease.project_id for flight in self.flights.values() for lease in flight.leases)
-        lanes = [lane for lane in self.queue.lanes() if not self.outages.blocks(lane.model)]
-        for lane in scheduler.order(lanes, running, self.warm, self.clock()):
+        for lane in self.steering.lanes(self._lanes(), self._flying()):
             seconds = scheduler.lease_seconds(self.lease_s, lane.shape_key, self.group)
             leases = self.queue.claim(lane.id, self.owner, self.group, seconds)
             if leases:
                 return leases
         return []
+
+    def _lanes(self) -> list[LaneView]:
+        return [lane for lane in self.queue.lanes() if not self.outages.blocks(lane.model)]
+
+    def _flying(self) -> list[list[Lease]]:
+        return [flight.leases for flight in list(self.flights.values())]
 
     def _fly(self, flight: InFlight) -> Group:
         group = Group(self.ports, flight.lost.is_set, self.teller.listen(flight.leases), self.suspects)
@@ -135,8 +140,6 @@ class Dispatcher:
             self.queue.fault(lease, fault, gang=None, retry_s=self.ports.retry_s)
 
     def _learn(self, model: str, group: Group) -> None:
-        if not group.faults:
-            self.warm.add(model)
         if group.published:
             self.outages.through()
         oldest = min((flight.since for flight in self.flights.values()), default=float("inf"))
@@ -214,8 +217,13 @@ class Dispatcher:
             detail = words or f"{len(self.flights)} groups in flight"
             self.queue.beat(self.owner, "dispatcher", "waiting" if words else "ready", detail)
 
+    def _steer(self) -> None:
+        lanes = [] if self.outages.blocks(FARM) else self._lanes()
+        self.steering.steer(lanes, self._flying())
+
     def _tell_gangs(self) -> None:
-        self.queue.tell_gangs(self.owner, self.ports.renderer.status())
+        renderer = self.ports.renderer
+        self.queue.tell_gangs(self.owner, renderer.status(), renderer.nodes())
 
     def _see_files(self) -> None:
         """A model whose files have come is tried at once."""

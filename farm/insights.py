@@ -23,11 +23,13 @@ from farm.tables import (
     BATCH,
     COMPONENT,
     DECISION,
+    DRAIN,
     EVENT,
     GANG,
     JOB,
     JOB_FAULT,
     LANE,
+    NODE,
     PROGRESS,
     VERDICT,
 )
@@ -179,6 +181,18 @@ class Insights:
             said = _all(connection, select(GANG).where(known).order_by(*order))
         return [_of_gang(row, now) for row in said]
 
+    def nodes(self) -> list[Record]:
+        """The nodes that a dispatcher sees now, and those that are drained, seen or not: `drained` says by whom."""
+        fresh = select(NODE).where(NODE.c.beat_at > self.clock() - STALE_S)
+        with reading(self.engine) as connection:
+            seen = {row["id"]: row for row in _all(connection, fresh.order_by(NODE.c.beat_at))}
+            drained = {row["id"]: row for row in _all(connection, select(DRAIN).where(DRAIN.c.kind == "node"))}
+        unseen = {id_: row | {"cpus": None, "gpus": None} for id_, row in drained.items() if id_ not in seen}
+        shown = [{name: row[name] for name in ("id", "name", "cpus", "gpus")} for row in (seen | unseen).values()]
+        for row in shown:
+            row["drained"] = drained[row["id"]]["person"] if row["id"] in drained else None
+        return sorted(shown, key=lambda row: str(row["name"]))
+
     def warnings(self, models: Iterable[str]) -> list[str]:
         """What jobs of these models would wait for, however well formed they are."""
         return waiting.warnings(waiting.missing(self.components()), waiting.lacking(self.pool()), models)
@@ -206,10 +220,13 @@ class Insights:
     def _explained(self, jobs: Iterable[Record]) -> None:
         """A job that nobody has tried yet, because it cannot be drawn now, says why as one that was tried does."""
         untold = [job for job in jobs if job["state"] == State.QUEUED and not job["reason"]]
-        lacking = waiting.lacking(self.pool()) if untold else {}
+        gangs = self.pool() if untold else []
+        lacking, coming = waiting.lacking(gangs), waiting.coming(gangs)
         for job in untold:
             if job["model"] in lacking:
                 job["reason"] = f"{Cause.WEIGHTS_MISSING}: {lacking[job['model']]}"
+            else:
+                job["reason"] = coming.get(job["model"], "")
 
     def conservation(self, batch_id: int) -> Record:
         """Law 3, of one batch: what was accepted is the sum over the states."""
@@ -251,7 +268,7 @@ def _running(project_id: str, *columns: ColumnElement[Any]) -> Select[Any]:
 
 
 def _of_gang(row: Record, now: float) -> Record:
-    told = {name: row[name] for name in ("pool", "place", "model", "gang", "state", "waits_for", "dispatcher")}
+    told = {name: row[name] for name in ("pool", "place", "model", "gang", "nodes", "state", "waits_for", "dispatcher")}
     age_s, for_s = (max(0.0, now - row[name]) for name in ("beat_at", "since"))
     if age_s >= STALE_S:
         was = f"{row['state']} ({row['waits_for']})" if row["waits_for"] else row["state"]

@@ -14,19 +14,21 @@ from dataclasses import asdict
 
 from sqlalchemy import Connection, Engine, delete, select
 
+from farm.backlog import Backlog
 from farm.control import Control
 from farm.db import insert_many, reading, transact, transaction
 from farm.leasing import MAX_DETAIL, Finished, LaneView, Stored
-from farm.ports import GangStatus
+from farm.ports import GangStatus, NodeStatus
 from farm.progress import Progressing
 from farm.staging import NewJob, Staging
-from farm.tables import COMPONENT, GANG
+from farm.tables import COMPONENT, GANG, NODE
 
 __all__ = ["Finished", "JobQueue", "LaneView", "NewJob", "Stored"]
+GANG_FIELDS = ("pool", "place", "model", "gang", "state", "waits_for", "since", "nodes")
 GONE_S = 600.0  # a dispatcher that was silent for so long has ended
 
 
-class JobQueue(Staging, Progressing, Control):
+class JobQueue(Staging, Progressing, Backlog, Control):
     def __init__(
         self, engine: Engine, clock: Callable[[], float] = time.time, licences: Mapping[str, str] | None = None
     ) -> None:
@@ -34,15 +36,20 @@ class JobQueue(Staging, Progressing, Control):
         self.engine, self.clock, self.licences = engine, clock, licences or {}
 
     @transaction
-    def tell_gangs(self, connection: Connection, dispatcher: str, gangs: Sequence[GangStatus]) -> None:
+    def tell_gangs(
+        self, connection: Connection, dispatcher: str, gangs: Sequence[GangStatus], nodes: Sequence[NodeStatus] = ()
+    ) -> None:
         """In place of all that this dispatcher, or one that is long silent, said before."""
         now = self.clock()
-        gone = (GANG.c.dispatcher == dispatcher) | (GANG.c.beat_at < now - GONE_S)
-        connection.execute(delete(GANG).where(gone))
+        for told in (GANG, NODE):
+            gone = (told.c.dispatcher == dispatcher) | (told.c.beat_at < now - GONE_S)
+            connection.execute(delete(told).where(gone))
         said = {"dispatcher": dispatcher, "beat_at": now}
-        words = [gang.waits_for.replace("\0", "")[:MAX_DETAIL] for gang in gangs]
-        rows = [asdict(gang) | said | {"waits_for": wait} for gang, wait in zip(gangs, words, strict=True)]
+        rows = [{name: getattr(gang, name) for name in GANG_FIELDS} | said for gang in gangs]
+        for row in rows:
+            row["waits_for"] = row["waits_for"].replace("\0", "")[:MAX_DETAIL]
         insert_many(connection, GANG, rows)
+        insert_many(connection, NODE, [asdict(node) | said for node in nodes])
 
     def forget_silent(self, older_than_s: float = 24 * 3600.0) -> int:
         """A process that has said nothing for a day is gone: every start of one makes a new name."""

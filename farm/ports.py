@@ -6,7 +6,7 @@ A port reports trouble by raising (or returning, for one of a group) a `Fault` w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -118,6 +118,8 @@ class GangState(StrEnum):
     STARTING = "starting"  # waits for room or for its weights
     READY = "ready"
     BUSY = "busy"
+    DRAINING = "draining"  # at its last pictures; it takes no further ones
+    SICK = "sick"  # it does not answer
     GONE = "gone"  # there is none; it is built when a job asks for it
     BENCHED = "benched"  # there is none, and none is built until it has rested
     LACKING = "lacking"  # there is none, and the model's files are not where they should be
@@ -134,6 +136,40 @@ class GangStatus:
     state: GangState
     waits_for: str
     since: float  # when that began, as time.time() gives it
+    cause: str = ""  # of the end of the last one there, while there is none
+    nodes: tuple[str, ...] = ()
+    ready_at: float = 0.0  # since when its weights are there
+    drawn: int = 0  # groups, since then
+    load_s: float = 5.0  # from having room to having its weights, as measured or guessed
+    pace_s: float = 1.0  # of a megapixel and step
+    lacks_room: bool = False
+    rivals: tuple[str, ...] = ()  # where it lacks room: the gangs that hold what it could use
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One node that Ray has."""
+
+    id: str  # Ray's own
+    name: str
+    cpus: float
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Where no gang is to lie, and which are to end, by id."""
+
+    nodes: frozenset[str] = frozenset()
+    gangs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a model's gangs are needed for: the jobs that wait or run, and how much denoising they ask for."""
+
+    jobs: int = 0
+    work: float = 0.0  # megapixels times steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +202,15 @@ class Renderer(Protocol):
 
     def status(self) -> list[GangStatus]:
         """Every gang there is or may be; quick, and from memory alone."""
+        ...
+
+    def nodes(self) -> list[NodeStatus]:
+        """Those last seen; from memory alone."""
+        ...
+
+    def need(self, demand: Mapping[str, Demand], pressed: Mapping[str, str], drained: Drained) -> None:
+        """Told again and again: what waits for each model; which gangs go once they are free, and for which model; and
+        what an operator has drained. Quick: what follows from it is done elsewhere."""
         ...
 
 

@@ -307,6 +307,30 @@ class Gang(SQLModel, table=True):
     waits_for: str
     since: float
     beat_at: float
+    nodes: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False, server_default="[]"))
+
+
+class Node(SQLModel, table=True):
+    """What a dispatcher last said of each node it sees."""
+
+    dispatcher: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    name: str
+    cpus: float
+    gpus: float
+    beat_at: float
+
+
+class Drain(SQLModel, table=True):
+    """A node or a gang that is to be empty, by its id."""
+
+    __table_args__ = (one_of("drain", "kind", ("node", "gang")),)
+    id: str = Field(primary_key=True)
+    kind: str
+    name: str
+    person: str
+    reason: str
+    created_at: float
 
 
 class Progress(SQLModel, table=True):
@@ -340,4 +364,6 @@ AUDIT_HEAD = METADATA.tables["audit_head"]
 ACCEPTANCE = METADATA.tables["acceptance"]
 COMPONENT = METADATA.tables["component"]
 GANG = METADATA.tables["gang"]
+NODE = METADATA.tables["node"]
+DRAIN = METADATA.tables["drain"]
 PROGRESS = METADATA.tables["progress"]

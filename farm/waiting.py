@@ -74,6 +74,22 @@ def lacking(gangs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {model: why for model, why in found.items() if model not in there}
 
 
+def coming(gangs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Models none of whose gangs may be given a job now though one is there or on its way, and what it waits for. What
+    a place says of its start is about no job."""
+    found: dict[str, str] = {}
+    usable = set()
+    for place in gangs:
+        state, model = place["state"], place["model"]
+        if state in (GangState.READY, GangState.BUSY):
+            usable.add(model)
+        elif state == GangState.STARTING:
+            found[model] = f"a gang of {model} is starting and waits for {place['waits_for']}"
+        elif state in (GangState.DRAINING, GangState.SICK):
+            found.setdefault(model, f"the gang of {model} is {state}")
+    return {model: words for model, words in found.items() if model not in usable}
+
+
 def warnings(missing: Collection[str], lacking: Collection[str], models: Iterable[str]) -> list[str]:
     """What jobs of these models wait for now, were they ever so well formed."""
     held = [f"no image is made now: the farm waits for {in_words(missing)}"] if missing else []

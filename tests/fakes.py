@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from farm.errors import Fault
 from farm.job import FORMATS, Cause
 from farm.ports import (
+    Demand,
+    Drained,
     Frame,
     GangState,
     GangStatus,
     Lease,
+    NodeStatus,
     Outcome,
     Provenance,
     Rendered,
@@ -31,6 +34,7 @@ class FlatRenderer:
 
     trouble: Callable[[RenderRequest], Fault | None] = lambda request: None
     calls: int = 0
+    drained: Drained = field(default_factory=Drained)
 
     def render(
         self,
@@ -43,6 +47,12 @@ class FlatRenderer:
 
     def status(self) -> list[GangStatus]:
         return [GangStatus("flat", 0, "flat", "gang-1", GangState.READY, "a job", 0.0)]
+
+    def nodes(self) -> list[NodeStatus]:
+        return [NodeStatus("a" * 56, "host/aaaaaaaa", 2.0, 0)]
+
+    def need(self, demand: Mapping[str, Demand], pressed: Mapping[str, str], drained: Drained) -> None:
+        self.drained = drained
 
     def _draw(self, request: RenderRequest) -> Rendered:
         spec = request.spec

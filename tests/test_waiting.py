@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from farm.waiting import STALE_S, in_words, lacking, missing, warnings
+from farm.waiting import STALE_S, coming, in_words, lacking, missing, warnings
 
 
 def component(state: str = "ready", detail: str = "", age_s: float = 0.0) -> dict[str, Any]:
@@ -56,3 +56,15 @@ def test_only_what_concerns_these_models_is_told() -> None:
 def test_what_is_waited_for_is_told_in_words() -> None:
     codes = ["dispatcher: none is running", "dispatcher: store_full", "dispatcher: some_new_cause", "database: away"]
     assert in_words(codes) == "the dispatcher, room in the store, dispatcher: some new cause, the database"
+
+
+def test_a_model_whose_gang_is_on_its_way_says_so_and_one_with_a_ready_gang_says_nothing() -> None:
+    def told(model: str, state: str, words: str = "") -> dict[str, str]:
+        return {"model": model, "state": state, "waits_for": words}
+
+    on_its_way = told("flux1-dev", "starting", "room in the cluster")
+    words = "a gang of flux1-dev is starting and waits for room in the cluster"
+    assert coming([on_its_way, told("tiny", "busy")]) == {"flux1-dev": words}
+    assert coming([on_its_way, told("flux1-dev", "busy")]) == {}
+    assert coming([told("tiny", "draining", "words of a job")]) == {"tiny": "the gang of tiny is draining"}
+    assert coming([told("tiny", "gone", "words of a job")]) == {}

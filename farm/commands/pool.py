@@ -97,18 +97,50 @@ def _where(row: Planned) -> str:
 
 @pool.command("ls")
 def ls(json_: Json = False) -> None:
-    """List each place for a gang: its state, what it waits for and for how long, and which dispatcher said so when."""
+    """List each place for a gang: its state, what it waits for and for how long, and which dispatcher said so when; and
+    the nodes that are drained. As JSON all nodes."""
     from farm.commands.session import open_client
 
     with open_client() as client:
-        rows: list[dict[str, Any]] = client.get("/api/pool")["items"]
+        told: dict[str, Any] = client.get("/api/pool")
     if json_:
-        as_json(rows)
-    elif rows:
-        shown = [
-            row | {"waits for": row["waits_for"], "for": lasting(row["for_s"]), "said": f"{lasting(row['age_s'])} ago"}
-            for row in rows
-        ]
-        table(shown, ["pool", "place", "model", "gang", "state", "waits for", "for", "dispatcher", "said"])
+        as_json({"gangs": told["items"], "nodes": told["nodes"]})
+        return
+    if told["items"]:
+        table([_place(row) for row in told["items"]], PLACE)
     else:
         say("farm: no dispatcher tells of any gang; is one running?")
+    for node in told["nodes"]:
+        if node["drained"]:
+            print(f"node {node['name']} is drained, by {node['drained']}")
+
+
+PLACE = ["pool", "place", "model", "gang", "on", "state", "waits for", "for", "dispatcher", "said"]
+
+
+def _place(row: dict[str, Any]) -> dict[str, Any]:
+    said = {"waits for": row["waits_for"], "for": lasting(row["for_s"]), "said": f"{lasting(row['age_s'])} ago"}
+    return row | said | {"on": ", ".join(row["nodes"])}
+
+
+Name = Annotated[str, typer.Argument(metavar="NODE|GANG", help="As `farm pool ls` shows it, or a node's host.")]
+
+
+@pool.command("drain")
+def drain(name: Name, reason: Annotated[str, typer.Option(help="Kept on the record.")] = "") -> None:
+    """Let a gang, or every gang of a node, end with the job it has; none is placed on that node until `undrain`."""
+    from farm.commands.session import open_client
+
+    with open_client() as client:
+        kind = client.post("/api/pool/drain", name=name, reason=reason or None)["kind"]
+    say(f"farm: {kind} {name} is drained: it takes no further job")
+
+
+@pool.command("undrain")
+def undrain(name: Name) -> None:
+    """Take a drain back. A gang that has not ended yet goes on."""
+    from farm.commands.session import open_client
+
+    with open_client() as client:
+        kind = client.post("/api/pool/undrain", name=name)["kind"]
+    say(f"farm: {kind} {name} is drained no longer")

@@ -15,11 +15,12 @@ import ray
 
 from actors import cluster, gang
 from actors.bench import Form
+from actors.places import ROOM
 from actors.pool import Pool
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
-from farm.ports import Frame, GangState, Rendered, RenderRequest
+from farm.ports import Demand, Drained, Frame, GangState, GangStatus, Rendered, RenderRequest
 from tests.actors.conftest import CARDS, request_of, until
 
 # Ray warns, of itself, that it will one day stop hiding devices from actors that asked for none.
@@ -127,7 +128,7 @@ def test_a_place_that_ends_three_different_jobs_is_rested_and_then_draws_again(s
     pool = make(settings)
     (place,) = pool.places["flat"]
     for job in (1, 2, 2, 3):
-        pool._all_rest([place])
+        pool._give_up([place], time.time())
         pool._judge(place, job, [Fault(Cause.GANG_DIED, "it died", gang="g")])
     (benched,) = [row for row in pool.status() if row.state is GangState.BENCHED]
     assert "rested for 30 s after 3 jobs in a row" in benched.waits_for
@@ -135,7 +136,7 @@ def test_a_place_that_ends_three_different_jobs_is_rested_and_then_draws_again(s
     assert CAUSES[fault.cause] is Payer.ENVIRONMENT
     assert "every gang of flat rests" in fault.detail
     place.form = replace(place.form, until=0.0)  # it is over
-    assert pool._free([place]) == (place, True)
+    pool._give_up([place], time.time())
     pool._judge(place, 4, [Fault(Cause.RENDER_ERROR, "the job's own")])
     assert place.form.rests == 1
     pool._judge(place, 4, [Rendered(Frame(1, 1, b"rgb"), "g", "w")])
@@ -162,16 +163,29 @@ def test_an_unknown_model_is_no_crash(pool: Pool) -> None:
         pool.render([request_of("a", model="unheard")], never)
 
 
-def test_a_full_cluster_lets_the_idle_gang_go(pool: Pool) -> None:
+def test_a_gang_makes_room_when_it_is_told_to_and_not_before(pool: Pool) -> None:
     room = int(ray.cluster_resources()["CPU"])
     models = ["flat", "other", "third"]
     if room >= len(models):
         pytest.skip(f"{room} CPUs have room for every gang of this test")
-    for model in models:
-        drawn(pool, model)
+    first = drawn(pool)
+    drawn(pool, "other")
+    assert failed(pool, "a", model="third").cause is Cause.NO_ROOM
+    waits = {"third": Demand(1, 1.0)}
+    pool.need(waits, {}, Drained())
+
+    def third() -> GangStatus:
+        pool.tend()
+        return next(row for row in pool.status() if row.model == "third")
+
+    until(lambda: third().lacks_room)
+    assert (third().state, third().waits_for, third().rivals[0]) == (GangState.STARTING, ROOM, first)
+    assert sorted(gang.standing()) == sorted(third().rivals)
+    pool.need(waits, {first: "third"}, Drained())
+    until(lambda: third().state is GangState.READY)
     assert pool.places["flat"][0].gang is None
-    assert len(groups()) == room
-    drawn(pool, "flat")
+    assert first not in gang.standing()
+    pool.need({}, {}, Drained())
 
 
 def test_a_second_dispatcher_finds_the_warm_gang_and_sweeps_what_is_left(pool: Pool, settings: Settings) -> None:

@@ -21,7 +21,7 @@ from actors.pool import Pool
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import Cause, Spec
-from farm.ports import Frame, GangState, Rendered, RenderRequest
+from farm.ports import Demand, Drained, Frame, GangState, Rendered, RenderRequest
 from tests.actors.conftest import until
 from tests.flux import containers_kit as kit
 from tests.flux import samples
@@ -163,7 +163,12 @@ def test_a_second_gang_is_built_while_the_first_is_busy_and_one_goes_when_idle(
     pool = pool_of(settings, max=2, min=1, idle_s=0.5)
     closing.append(pool)
     pool.tend()
-    assert [row.state for row in pool.status()] == [GangState.READY, GangState.GONE]
+    until(lambda: [row.state for row in pool.status()] == [GangState.READY, GangState.GONE])
+    pool.need({"tiny": Demand(100, 1e5)}, {}, Drained())
+    pool.tend()
+    until(lambda: [row.state for row in pool.status()] == [GangState.READY] * 2)
+    assert all(row.load_s > 0 and row.nodes for row in pool.status())
+    pool.need({}, {}, Drained())
     found: list[str] = []
 
     def draw() -> None:
@@ -187,10 +192,17 @@ def test_where_there_is_no_room_for_a_further_gang_the_first_draws_on(settings: 
     spec = PoolSpec(model="tiny", cpus=room, max=2)
     pool = Pool(settings.model_copy(update={"pools": (spec,)}), CARDS, room_s=1.0)
     closing.append(pool)
+    pool.need({"tiny": Demand(100, 1e5)}, {}, Drained())
     threads = [threading.Thread(target=pictures, args=(pool, request(seed, steps=8))) for seed in (5, 6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
     assert len(gang.standing()) == 1
-    assert pool.status()[1].waits_for == "room in the cluster"
+    until(lambda: any(row.lacks_room for row in pool.status()))
+    (other,) = (row for row in pool.status() if not row.gang)
+    assert (other.state, other.waits_for) == (GangState.STARTING, "room in the cluster")
+    assert other.rivals == tuple(gang.standing())
+    pool.need({}, {}, Drained())
+    until(lambda: pool.status()[other.place].state is GangState.GONE)
+    assert len(gang.standing()) == 1

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from actors import nodes
-from farm.ports import GangState, GangStatus
+from farm import drains
+from farm.ports import Drained, GangState, GangStatus, NodeStatus
 from farm.waiting import STALE_S
 from tests.api.conftest import Shell, World
 
@@ -75,10 +76,11 @@ def tell(world: World, **places: str) -> None:
     """One dispatcher's word: the state of each place, and what it waits for there."""
     began = time.time() - 300.0
     gangs = [
-        GangStatus("main", number, "tiny", f"main.{number}", GangState(state), words, began)
+        GangStatus("main", number, "tiny", f"main.{number}", GangState(state), words, began, nodes=("host/aaaaaaaa",))
         for number, (state, words) in enumerate(places.items())
     ]
-    world.farm.queue.tell_gangs("host:1:ab", gangs)
+    nodes = [NodeStatus("a" * 56, "host/aaaaaaaa", 2.0, 0), NodeStatus("b" * 56, "other/bbbbbbbb", 2.0, 1)]
+    world.farm.queue.tell_gangs("host:1:ab", gangs, nodes)
 
 
 def test_operators_alone_see_the_pool(world: World) -> None:
@@ -112,13 +114,56 @@ def test_ls_shows_each_place_and_which_dispatcher_is_silent(
     assert "no dispatcher tells of any gang" in shell.err
     tell(world, busy="2 pictures", gone="a job")
     assert shell("pool", "ls", "--json") == 0
-    assert [row["state"] for row in shell.json()] == ["busy", "gone"]
+    assert [row["state"] for row in shell.json()["gangs"]] == ["busy", "gone"]
     assert shell("pool", "ls") == 0
     header, first, _ = shell.out.splitlines()
-    assert header.split() == ["pool", "place", "model", "gang", "state", "waits", "for", "for", "dispatcher", "said"]
-    assert " ".join(first.split()).startswith("main 0 tiny main.0 busy 2 pictures 5 min host:1:ab")
+    assert header.split() == [
+        "pool",
+        "place",
+        "model",
+        "gang",
+        "on",
+        "state",
+        "waits",
+        "for",
+        "for",
+        "dispatcher",
+        "said",
+    ]
+    assert " ".join(first.split()).startswith("main 0 tiny main.0 host/aaaaaaaa busy 2 pictures 5 min host:1:ab")
     later = time.time() + STALE_S
     monkeypatch.setattr(world.farm.insights, "clock", lambda: later)
     shell("pool", "ls")
     assert "silent" in shell.out
     assert "its dispatcher, which last said: busy (2 pictures)" in shell.out
+
+
+def test_an_operator_drains_a_node_and_everyone_sees_by_whom(
+    shell: Shell, world: World, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_URL", address)
+    monkeypatch.setenv("FARM_KEY", world.keys["ours/operator"])
+    tell(world, busy="2 pictures")
+    assert shell("pool", "drain", "othr") == 1
+    assert "no node or gang is called 'othr'" in shell.err
+    assert shell("pool", "drain", "other", "--reason", "a new fan") == 0
+    assert "node other is drained" in shell.err
+    assert shell("pool", "ls", "--json") == 0
+    assert [(node["name"], bool(node["drained"])) for node in shell.json()["nodes"]] == [
+        ("host/aaaaaaaa", False),
+        ("other/bbbbbbbb", True),
+    ]
+    shell("pool", "ls")
+    assert "node other/bbbbbbbb is drained, by" in shell.out
+    assert drains.drained(world.farm.queue.engine) == Drained(frozenset({"b" * 56}))
+    assert shell("pool", "undrain", "other/bbbbbbbb") == 0
+    assert shell("pool", "undrain", "other/bbbbbbbb") == 1
+    assert drains.drained(world.farm.queue.engine) == Drained()
+
+
+def test_whoever_is_no_operator_drains_nothing(world: World) -> None:
+    tell(world, busy="2 pictures")
+    for deed in ("drain", "undrain"):
+        for role in ("submitter", "reviewer"):
+            assert world.post(f"/api/pool/{deed}?name=main.0", f"ours/{role}").status_code == 403
+    assert drains.drained(world.farm.queue.engine) == Drained()

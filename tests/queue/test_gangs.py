@@ -18,7 +18,7 @@ def test_each_place_is_listed_with_what_it_waits_for_and_how_long(desk: Desk) ->
     desk.queue.tell_gangs("one", [EMPTY, BUSY])
     desk.clock.now += 2.0
     said = {"dispatcher": "one", "age_s": 2.0}
-    place = {"pool": "main", "model": "tiny"} | said
+    place = {"pool": "main", "model": "tiny", "nodes": []} | said
     assert desk.insights.pool() == [
         place | {"place": 0, "gang": "main.1.ab", "state": "busy", "waits_for": "4 pictures", "for_s": 7.0},
         place | {"place": 1, "gang": "", "state": "gone", "waits_for": "a job", "for_s": 92.0},

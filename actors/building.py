@@ -1,0 +1,65 @@
+"""A gang on its way: it waits in Ray for its room, for as long as it is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from actors import gang, room
+from actors.gang import Gang, Site
+from actors.messages import Post
+
+log = logging.getLogger("farm.pool")
+LOOK_S = 1.0
+
+
+def build(
+    post: Post, still: Callable[[], bool], away: Callable[[], frozenset[str]], lacks: Callable[[], None], room_s: float
+) -> Gang | None:
+    """Not loaded yet; None once it is not wanted any more. `lacks` is told
+    every `room_s` that there is no room and nothing to be cleared away."""
+    gpus = room.gpus_of(post)
+    while still():
+        site = gang.seek(post, gpus, away())
+        try:
+            if _has_room(site, post, still, away, lacks, room_s):
+                return gang.settle(site, post, gpus)
+        except BaseException:
+            with contextlib.suppress(Exception):  # Ray may be gone; what is left is swept
+                gang.abandon(site)
+            raise
+        gang.abandon(site)
+    return None
+
+
+def _has_room(
+    site: Site,
+    post: Post,
+    still: Callable[[], bool],
+    away: Callable[[], frozenset[str]],
+    lacks: Callable[[], None],
+    room_s: float,
+) -> bool:
+    """False where it is to be sought anew or no longer."""
+    import ray
+
+    since = time.monotonic()
+    while still() and site.away == away():
+        if ray.wait([site.ready], timeout=LOOK_S)[0]:
+            ray.get(site.ready)
+            return True
+        if time.monotonic() - since > room_s:
+            since = time.monotonic()
+            if not (room.fits(post) and (clear() or gang.remove_one_unused())):  # what nobody uses makes room
+                lacks()
+    return False
+
+
+def clear() -> bool:
+    """Was there anything left of gangs that never came to be?"""
+    swept = gang.sweep()
+    for gang_id in swept:
+        log.warning("removed what was left of gang %s", gang_id)
+    return bool(swept)

@@ -1,0 +1,325 @@
+"""The places of every pool and what is done to each: a gang is built where one is needed, looked after, let go.
+
+Tending gives each place what it is to have now, and never waits: a gang is built in a thread of its own, which holds
+the place's lock, as does whoever draws.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from actors import cluster, faults, gang, room
+from actors.bench import STRIKES, Form
+from actors.building import build, clear
+from actors.gang import Gang
+from actors.health import LOST_S, SICK_S, Pulse, felt
+from actors.models import lacking
+from actors.places import ROOM, Place, post_of
+from actors.plan import pools_of
+from actors.wanted import chosen, wanted
+from farm.config import Settings
+from farm.errors import Fault
+from farm.job import CAUSES, Cause, Payer
+from farm.ports import Demand, Drained, GangState, ModelCard, NodeStatus, Rendered
+
+log = logging.getLogger("farm.pool")
+ROOM_S = 5.0  # without room for so long, it is said, and what nobody uses is removed
+TEND_S = 1.0
+NODES_S = 5.0
+LOOK_S = 20.0  # whether the files of a model have come or gone: headers alone are read
+UNSEEN_S = 300.0  # before a start is tried again whose files are not seen here
+AGAIN_S = 30.0  # after a start that failed, where no job asks for another one sooner
+
+
+class Tending:
+    def __init__(
+        self,
+        settings: Settings,
+        cards: Mapping[str, ModelCard],
+        shard: str,
+        room_s: float,
+    ) -> None:
+        self.settings, self.room_s = settings, room_s
+        self.places: dict[str, list[Place]] = {}  # by model
+        for pool in pools_of(settings, cards):
+            post = post_of(pool, cards[pool.model], settings, shard)
+            self.places.setdefault(pool.model, []).extend(Place(number, post, pool) for number in range(pool.max))
+        self.demand: Mapping[str, Demand] = {}  # as the dispatcher last told
+        self.asking: dict[int, tuple[str, Demand]] = {}  # thread to what it wants drawn
+        self.pressed: Mapping[str, str] = {}
+        self.drained = Drained()
+        self.seen: list[NodeStatus] = []
+        self.looked = 0.0
+        self.swept, self.closed, self.news = False, threading.Event(), threading.Event()
+        self.freed = threading.Condition()
+
+    def need(self, demand: Mapping[str, Demand], pressed: Mapping[str, str], drained: Drained) -> None:
+        fresh = demand.keys() - self.demand.keys() or (pressed, drained) != (self.pressed, self.drained)
+        self.demand, self.pressed, self.drained = demand, pressed, drained
+        for place in self._all():
+            place.ends = self._why_ends(place)
+        if fresh:
+            self.news.set()
+
+    def tend(self) -> None:
+        """Build the gangs that are needed now or kept warm, look after those that are idle, and let go of those that
+        had no job for long. What is in use is left alone."""
+        for model in self.places:
+            self._plan(model)
+        for place in self._all():
+            place.ends = self._why_ends(place)
+            if place.lock.acquire(blocking=False):
+                building = False
+                try:
+                    building = self._care(place, time.time())
+                finally:
+                    if not building:
+                        place.lock.release()
+
+    def start(self) -> None:
+        """Tend the pools, and see whether their files are there, until `close`."""
+        for name, deed in (("pool", self._keep_tending), ("files", self._keep_looking)):
+            threading.Thread(target=deed, name=name, daemon=True).start()
+
+    def close(self, *, remove: bool = False) -> None:
+        """Leave Ray. The gangs stay warm for the next dispatcher unless they are to be removed."""
+        self.closed.set()
+        for place in self._all():
+            if place.state is GangState.STARTING and place.gang is None and place.lock.acquire(timeout=self.room_s):
+                place.lock.release()  # it has given its room back
+            if remove and place.gang is not None:
+                self._remove(place)
+            place.gang = None
+        cluster.disconnect()
+
+    def _all(self) -> list[Place]:
+        return [place for places in self.places.values() for place in places]
+
+    def _keep_tending(self) -> None:
+        while not self.closed.is_set():
+            try:
+                self._look_around()
+                self.tend()
+            except Exception:
+                log.exception("the pool's tending failed and is tried again")
+            self.news.wait(TEND_S)
+            self.news.clear()
+
+    def look(self) -> None:
+        """Which pools have no files here. A job is tried nevertheless, now and then: its node may have them."""
+        posts = {place.post.pool: place.post for place in self._all()}
+        told = {name: lacking(post.card, Path(post.models) if post.models else None) for name, post in posts.items()}
+        for place in self._all():
+            place.lacks = told[place.post.pool]
+
+    def _keep_looking(self) -> None:
+        while True:
+            try:
+                self.look()
+            except Exception:
+                log.exception("the models' files could not be looked at")
+            if self.closed.wait(LOOK_S):
+                return
+
+    def _look_around(self) -> None:
+        """The nodes there are; those last seen while Ray is away."""
+        if time.time() - self.looked > NODES_S:
+            self.looked = time.time()
+            with contextlib.suppress(Fault):
+                cluster.connect(self.settings)
+                self.seen = room.nodes()
+
+    def _plan(self, model: str) -> None:
+        """Which places are to have a gang now."""
+        places, now = self.places[model], time.time()
+        asked = [demand for name, demand in list(self.asking.values()) if name == model]
+        told = self.demand.get(model, Demand())
+        jobs, work = sum(one.jobs for one in asked), sum(one.work for one in asked)
+        demand = Demand(max(told.jobs, jobs), max(told.work, work))
+        load_s = max(1.0, min(place.load_s for place in places))
+        count = wanted(demand, load_s, min(place.pace_s for place in places))
+        some = chosen([place.seat(now) for place in places], count)
+        for number, place in enumerate(places):
+            place.wanted = number in some
+
+    def _why_ends(self, place: Place) -> str:
+        if place.gang is None:
+            return ""
+        if place.gang.id in self.drained.gangs:
+            return "it is drained"
+        if set(place.homes) & self.drained.nodes:
+            return "its node is drained"
+        model = self.pressed.get(place.gang.id)
+        return f"room for a gang of {model}" if model else ""
+
+    def _care(self, place: Place, now: float) -> bool:
+        """True if a thread builds its gang now; that one frees the place."""
+        if place.gang is None:
+            if place.state is GangState.BENCHED and not place.form.rests_at(now):
+                place.now(GangState.GONE, "a job")
+            if place.wanted and self._may_start(place, now):
+                place.now(GangState.STARTING, ROOM)
+                threading.Thread(target=self._start, args=(place,), name="gang", daemon=True).start()
+                return True
+        elif place.ends:
+            self._remove(place, place.ends)
+        elif place.state is GangState.READY and not place.kept and now - place.since > place.spec.idle_s:
+            self._remove(place, f"no job for {place.spec.idle_s:g} s")
+        else:
+            self._feel(place, place.gang, now)
+        return False
+
+    def _may_start(self, place: Place, now: float) -> bool:
+        if self.closed.is_set() or place.form.rests_at(now):
+            return False
+        asked = any(model == place.post.card.name for model, _ in list(self.asking.values()))
+        return asked or now - place.failed_at > (UNSEEN_S if place.unseen else AGAIN_S)
+
+    def _feel(self, place: Place, one: Gang, now: float) -> None:
+        try:
+            owes_s = felt(place.pulse, one, now)
+        except Exception as error:
+            self._lost(place, error)
+            return
+        if owes_s > LOST_S:
+            self._remove(place, f"no answer for {owes_s:.0f} s")
+        elif owes_s > SICK_S and place.state is not GangState.SICK:
+            place.now(GangState.SICK, "an answer of its ranks")
+            log.warning("gang %s is sick: it does not answer", one.id)
+        elif not owes_s and place.state is GangState.SICK:
+            place.now(GangState.READY, "a job")
+            log.warning("gang %s answers again", one.id)
+
+    # A gang's start, in a thread of its own
+
+    def _start(self, place: Place) -> None:
+        try:
+            self._join(place)
+            place.load_s = place.load_s or room.loading_s(place.post)
+            place.gang = self._found(place)
+            fresh = place.gang is None
+            place.gang = place.gang or self._built(place)
+            if place.gang is None:
+                place.now(GangState.GONE, "a job")
+                return
+            self._load(place, place.gang, fresh)
+        except Exception as error:
+            self._failed(place, error)
+        finally:
+            place.rivals = None
+            self._leave(place)
+
+    def _found(self, place: Place) -> Gang | None:
+        if not self.swept:
+            clear()
+            self.swept = True
+        return gang.attach(place.post, [other.gang.id for other in self._all() if other.gang is not None])
+
+    def _built(self, place: Place) -> Gang | None:
+        connection = place.connection
+
+        def still() -> bool:
+            self._join(place)
+            if place.connection != connection:
+                raise Fault(Cause.RAY_GONE, "Ray was restarted while a gang waited for its room")
+            self._plan(place.post.card.name)
+            return place.wanted and not self.closed.is_set()
+
+        def lacks() -> None:
+            homes = {other.gang.id: other.homes for other in self._all() if other.gang is not None}
+            place.rivals = room.rivals(place.post, homes, self.drained.nodes)
+
+        return build(place.post, still, lambda: self.drained.nodes, lacks, self.room_s)
+
+    def _load(self, place: Place, one: Gang, fresh: bool) -> None:
+        place.rivals, place.homes = None, one.homes()
+        place.now(GangState.STARTING, "its weights")
+        began = time.time()
+        one.load(place.post.load_s)
+        place.ready_at, place.drawn, place.fault, place.pulse = time.time(), 0, None, Pulse(at=time.time())
+        if fresh:
+            for other in self._alike(place):
+                other.load_s = place.ready_at - began
+        place.now(GangState.READY, "a job")
+        log.info("gang %s is ready", one.id)
+
+    def _failed(self, place: Place, error: Exception) -> None:
+        """Each start that its gang has to answer for is a strike."""
+        before, fault = place.fault, self._lost(place, error)
+        if str(fault) != str(before):  # once
+            log.warning("no gang of %s: %s", place.post.pool, fault)
+        place.fault, now = fault, time.time()
+        place.failed_at = 0.0 if fault.cause is Cause.RAY_GONE else now  # which may be back any moment
+        self._judge(place, -int(now * 1000), [fault])
+
+    # What both do
+
+    def _alike(self, place: Place) -> list[Place]:
+        return [other for other in self.places[place.post.card.name] if other.post == place.post]
+
+    def _join(self, place: Place) -> None:
+        """Handles do not outlive the connection they were made under, and another head knows nothing of the gang."""
+        connection = cluster.connect(self.settings)
+        if connection != place.connection:
+            place.gang, place.connection = None, connection
+
+    def _judge(self, place: Place, job: int, answers: Sequence[Rendered | Fault]) -> None:
+        if any(isinstance(answer, Rendered) for answer in answers):
+            place.form = Form()
+        ended = [answer for answer in answers if isinstance(answer, Fault) and CAUSES[answer.cause] is Payer.GANG]
+        if not ended or len(ended) < len(answers):
+            return
+        now = time.time()
+        place.form = place.form.after(job, now)
+        if place.form.rests_at(now):
+            place.fault = ended[0]
+            # The cause alone: whoever waits behind it need not own the job that says more.
+            words = (
+                f"rested for {place.form.until - now:.0f} s after {STRIKES} jobs in a row ended it: {ended[0].cause}"
+            )
+            place.now(GangState.BENCHED, words)
+            log.warning("a gang of %s is %s", place.post.pool, words)
+
+    def _leave(self, place: Place) -> None:
+        """A saturated gang does not idle until somebody looks again."""
+        if place.ends and place.gang is not None:
+            self._remove(place, place.ends)
+        with self.freed:
+            place.lock.release()
+            self.freed.notify_all()
+
+    def _lost(self, place: Place, error: Exception) -> Fault:
+        """What it means; a gang that cannot be trusted goes. Ray lost is told from a gang lost by asking for Ray."""
+        fault = faults.fault_of(error, place.gang.id if place.gang else None)
+        before = place.connection
+        try:
+            self._join(place)
+        except Fault as gone:
+            fault, place.gang = gone, None
+        else:
+            if before != place.connection:
+                fault = Fault(Cause.RAY_GONE, f"Ray was restarted: {fault.detail}")
+        if place.gang is not None and (faults.ends_gang(fault) or place.state is GangState.STARTING):
+            self._remove(place, str(fault))
+        elif place.gang is None:
+            place.now(GangState.GONE, str(fault))
+        else:
+            place.now(GangState.READY, "a job")
+        return fault
+
+    def _remove(self, place: Place, why: str = "") -> None:
+        one, place.gang, place.ends = place.gang, None, ""
+        place.now(GangState.GONE, why or "a job")
+        if one is None:
+            return
+        log.warning("gang %s removed: %s", one.id, why or "the pool closes")
+        try:
+            one.remove()
+        except Exception as error:
+            log.warning("gang %s could not be removed, the next pool sweeps it: %s", one.id, faults.fault_of(error))
+            self.swept = False
