@@ -210,7 +210,7 @@ def notes_on(pool: PoolSpec, stored: Stored, rooms: Sequence[Room], offload: str
 
 
 def in_fp8(pool: PoolSpec, stored: Stored) -> list[Part]:
-    return [part for part, report in stored.parts.items() if report.keeps(fp8_of(pool.precision))]
+    return [part for part, report in stored.parts.items() if report.keeps(fp8_of(pool.precision, pool.device))]
 
 
 def fp8_notes(pool: PoolSpec, stored: Stored) -> list[str]:

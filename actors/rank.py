@@ -78,7 +78,7 @@ def load_shard(post: Post) -> Shard:
     folder = Path(post.models) if post.models else None
     device = device_of(post)
     dtype = getattr(torch, precision_of(post.precision, device))
-    setting, fp8 = cast("Setting", post.offload), fp8_of(post.precision)
+    setting, fp8 = cast("Setting", post.offload), fp8_of(post.precision, device)
     load = Load(device, dtype, setting, post.tensor, post.sequence, fp8, embeddings_mb=post.embeddings_mb)
     known = load_known(post.card, folder, load)
     return Shard(known.renderer, known.weights, known.files)

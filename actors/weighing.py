@@ -38,7 +38,7 @@ def stored_in(card: ModelCard, weights: str) -> Stored:
 
 def kept(pool: PoolSpec, stored: Stored) -> dict[Part, dict[str, int]]:
     """The bytes of each tensor that a rank keeps of each part, as far as the files tell."""
-    asked, computed = fp8_of(pool.precision), precision_of(pool.precision, pool.device)
+    asked, computed = fp8_of(pool.precision, pool.device), precision_of(pool.precision, pool.device)
     return {part: one.held(pool.tensor, computed, asked) for part, one in stored.parts.items() if one.sizes is not None}
 
 

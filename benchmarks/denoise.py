@@ -21,10 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from actors.flux.checkpoint import EIGHT
 from actors.flux.config import FLUX1_DEV, FLUX1_SCHNELL, FLUX1_VAE, FluxConfig, VaeConfig
+from actors.flux.fp8 import keep
 from actors.flux.model import Flux, compile_blocks
 from actors.flux.render import RenderJob, renderer_of
 from actors.flux.sampler import velocity
+from actors.flux.shapes import is_block
 from actors.flux.vae import AutoEncoder
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -68,6 +71,7 @@ class Plan:
     dtype: torch.dtype
     job: RenderJob
     compiled: bool
+    fp8: bool
     budget: float
 
 
@@ -97,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--height", type=positive)
     found.add_argument("--steps", type=positive)
     found.add_argument("--compile", action="store_true", help="compile the blocks with torch.compile")
+    found.add_argument("--fp8", action="store_true", help="the matrices of the blocks in fp8, widened for each product")
     found.add_argument("--peer", choices=["diffusers"], help="time this library's pipeline beside ours")
     found.add_argument("--save", type=Path, metavar="DIR", help="keep the result here, named by model, device and date")
     found.add_argument("--seconds", type=float, default=3.0, help="how long to repeat each measurement")
@@ -117,7 +122,7 @@ def planned(options: argparse.Namespace) -> Plan:
     dtype = DTYPES[options.dtype or ("float32" if device.type == "cpu" else "bfloat16")]
     width, height = options.width or model.size, options.height or model.size
     job = RenderJob("", 0, width, height, options.steps or model.steps, guidance=3.5)
-    return Plan(options.model, model, device, dtype, job, options.compile, options.seconds)
+    return Plan(options.model, model, device, dtype, job, options.compile, options.fp8, options.seconds)
 
 
 def fastest_device() -> str:
@@ -129,7 +134,7 @@ def measure(plan: Plan, peer: str | None) -> dict[str, Any]:
     say(f"{flops / 1e12:.4g} TFLOP a step; measuring this device's matrix products")
     rate = matmul_rate(plan)
     say(f"{rate / 1e12:.4g} TFLOP/s")
-    ours = time_ours(plan)
+    ours, kept = time_ours(plan)
     result = {
         "model": plan.name,
         "device": device_name(plan.device),
@@ -138,6 +143,8 @@ def measure(plan: Plan, peer: str | None) -> dict[str, Any]:
         "height": plan.job.height,
         "steps": plan.job.steps,
         "compiled": plan.compiled,
+        "fp8": plan.fp8,
+        "transformer_bytes": kept,
         "seconds_per_step": ours.step,
         "seconds_per_image": ours.image,
         "tflops": flops / ours.step / 1e12,
@@ -203,9 +210,11 @@ def wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def time_ours(plan: Plan) -> Timing:
+def time_ours(plan: Plan) -> tuple[Timing, int]:
+    """With the bytes of the transformer's weights."""
     say("filling the model with random weights")
     flux = random_weights(partial(Flux, plan.model.flux), plan)
+    kept = sum(parameter.nbytes for parameter in flux.parameters())
     vae = random_weights(partial(AutoEncoder, plan.model.vae), plan)
     if plan.compiled:
         compile_blocks(flux)
@@ -218,7 +227,7 @@ def time_ours(plan: Plan) -> Timing:
     condition = renderer.denoiser.condition([plan.job], [renderer.encoder.encode(plan.job)])
     latent = torch.randn(1, condition.img_ids_BL3.shape[1], plan.model.flux.in_channels, device=plan.device)
     step = partial(velocity, flux, condition, latent, 0.5)
-    return timed("ours", plan, step, lambda: renderer.render([plan.job]))
+    return timed("ours", plan, step, lambda: renderer.render([plan.job])), kept
 
 
 def random_text(plan: Plan, prompts: list[str], max_length: int) -> tuple[Tensor, Tensor]:
@@ -230,14 +239,25 @@ def random_text(plan: Plan, prompts: list[str], max_length: int) -> tuple[Tensor
 def random_weights(build: Callable[[], Network], plan: Plan) -> Network:
     """Built without memory, then filled in place: the peak is the weights themselves."""
     with torch.device("meta"):
-        network = build()
-    network = network.to(plan.dtype).to_empty(device=plan.device).eval().requires_grad_(False)
+        network = build().to(plan.dtype)
+        if plan.fp8:
+            keep_fp8(network, plan.dtype)
+    network = network.to_empty(device=plan.device).eval().requires_grad_(False)
     for name, tensor in network.state_dict().items():
-        if tensor.ndim > 1:
-            tensor.normal_(std=tensor[0].numel() ** -0.5)
-        else:
+        if tensor.ndim == 1 or name.endswith(".scale"):
             tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+        elif tensor.dtype == EIGHT:
+            tensor.copy_(torch.randn(tensor.shape, dtype=plan.dtype, device=plan.device) * len(tensor[0]) ** -0.5)
+        else:
+            tensor.normal_(std=tensor[0].numel() ** -0.5)
     return network
+
+
+def keep_fp8(network: nn.Module, wide: torch.dtype) -> None:
+    """The matrices of all blocks, where the network has any, as yet without memory."""
+    for name, module in list(network.named_modules()):
+        if is_block(name) and isinstance(module, nn.Linear):
+            keep(network, name, torch.empty_like(module.weight, dtype=EIGHT), torch.empty(len(module.weight), 1), wide)
 
 
 @torch.no_grad()
@@ -334,7 +354,7 @@ def device_name(device: torch.device) -> str:
 
 
 def file_name(result: dict[str, Any]) -> str:
-    kind = "compiled" if result["compiled"] else "eager"
+    kind = ("compiled" if result["compiled"] else "eager") + ("-fp8" if result["fp8"] else "")
     device = "-".join(result["device"].lower().split())
     size = f"{result['width']}x{result['height']}"
     return f"denoise-{result['model']}-{size}-{result['dtype']}-{kind}-{device}-{result['date']}.json"

@@ -63,7 +63,7 @@ class PoolSpec(BaseModel):
     device: Device = Field("", description="auto, cpu, cuda or cuda:N; empty: the device setting")
     precision: Literal["auto", "fp8", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="auto: bfloat16 on GPUs, float32 on CPUs; fp8 weights stay fp8; fp8: as auto, all rounded to it",
+        description="auto: bfloat16 on GPUs, where fp8 weights stay fp8, float32 on CPUs; fp8: as auto, all in fp8",
     )
     tensor: int = Field(1, ge=1, le=64, description="ranks that share the matrices, on one node")
     sequence: int = Field(1, ge=1, le=64, description="ranks, times tensor, that share an image's tokens")

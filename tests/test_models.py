@@ -216,10 +216,8 @@ def test_fp8_files_draw_the_same_widened_and_kept_and_streamed(tmp_path: Path, m
     assert np.array_equal(picture(tmp_path, monkeypatch, "always", "stored"), wide)
 
 
-@pytest.mark.parametrize(
-    ("precision", "kept"), [("auto", True), ("fp8", True), ("bfloat16", False), ("float32", False)]
-)
-def test_a_rank_keeps_fp8_unless_its_pool_names_a_wider_type(
+@pytest.mark.parametrize(("precision", "kept"), [("auto", False), ("fp8", True), ("bfloat16", False)])
+def test_a_rank_on_cpus_keeps_fp8_where_its_pool_asks_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, kept: bool
 ) -> None:
     small(monkeypatch, comfyui(tmp_path))

@@ -94,8 +94,12 @@ def check(path: Path) -> Report:
         known=found.known,
         problems=(*found.refused, *(f"{part.files[0]}: {why}" for part, why in objections if why), *unread),
         nbytes=sum(part.nbytes for part in parts),
-        memory_per_gpu={asked: {n: memory(one_each, n, WIDE, fp8_of(asked)) for n in GPUS} for asked in PRECISIONS},
-        memory_streamed={asked: memory(one_each, 1, WIDE, fp8_of(asked), streamed=True) for asked in PRECISIONS},
+        memory_per_gpu={
+            asked: {n: memory(one_each, n, WIDE, fp8_of(asked, "cuda")) for n in GPUS} for asked in PRECISIONS
+        },
+        memory_streamed={
+            asked: memory(one_each, 1, WIDE, fp8_of(asked, "cuda"), streamed=True) for asked in PRECISIONS
+        },
         room_bytes=room_of(one_each, WIDE),
         # A stray bad file beside a whole model does no harm; one that leaves a part absent does.
         loads=bool(parts) and {part.part for part in parts} == set(one_each) and not (found.refused and absent),

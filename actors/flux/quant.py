@@ -114,10 +114,12 @@ def scale_of(name: str, tensors: Mapping[str, TensorInfo]) -> TensorInfo | None:
     return next((tensors[key] for scale in SCALES if (key := f"{module}.{scale}") in tensors), None)
 
 
-def fp8_of(precision: str) -> Fp8:
-    """What a pool's precision says of fp8: left alone, files decide; a type of wider numbers is meant for them all."""
-    settings: dict[str, Fp8] = {"auto": "stored", "fp8": "always"}
-    return settings.get(precision, "never")
+def fp8_of(precision: str, device: str) -> Fp8:
+    """What the precision of a pool says of fp8. Left open, the files decide on GPUs; CPUs take longer to widen a weight
+    than to multiply by it. A type of wider numbers is meant for all weights."""
+    if precision == "auto":
+        return "stored" if device.startswith("cuda") else "never"
+    return "always" if precision == "fp8" else "never"
 
 
 def stored_in_fp8(named: Mapping[str, Named], tensors: Mapping[str, TensorInfo]) -> frozenset[str]:

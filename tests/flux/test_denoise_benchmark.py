@@ -43,6 +43,17 @@ def test_the_peer_runs_in_the_same_run_and_the_result_is_kept(
     assert "seconds_per_step" in capsys.readouterr().out
 
 
+def test_blocks_in_fp8_take_half_of_bfloat16(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = []
+    for more in ([], ["--fp8"]):
+        assert denoise.main([*QUICK, "--dtype", "bfloat16", "--json", *more]) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert result["fp8"] == bool(more)
+        assert result["seconds_per_image"] > 0
+        kept.append(result["transformer_bytes"])
+    assert 0.5 < kept[1] / kept[0] < 0.56
+
+
 def test_the_work_of_a_step_is_what_the_formula_says() -> None:
     """Twice each weight for every token that meets it, and the attention's two products."""
     plan = denoise.planned(denoise.parser().parse_args([*QUICK, "--width", "128", "--height", "96"]))

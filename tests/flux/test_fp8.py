@@ -14,6 +14,7 @@ from actors.flux.checkpoint import open_checkpoint, stored_part
 from actors.flux.fp8 import Linear
 from actors.flux.model import Flux, compile_blocks
 from actors.flux.offload import stream_blocks
+from actors.flux.quant import fp8_of
 from actors.flux.shapes import Sizes, Slice, expected, is_linear
 from actors.flux.vae import AutoEncoder
 from actors.flux.weights import load_flux, load_t5, load_text
@@ -24,6 +25,12 @@ BF16, F16 = torch.bfloat16, torch.float16
 EIGHT = torch.float8_e4m3fn
 CONVENTIONS = ("old", "new", "metadata", "rows")
 LINEARS = {name for name, tensor in FLUX_WEIGHTS.items() if tensor.ndim == 2}
+
+
+def test_fp8_stays_where_nothing_wider_is_asked_for_and_widening_is_quick() -> None:
+    asked = ("auto", "fp8", "bfloat16", "float16", "float32")
+    assert [fp8_of(precision, "cuda:1") for precision in asked] == ["stored", "always", "never", "never", "never"]
+    assert [fp8_of(precision, "cpu") for precision in asked] == ["never", "always", "never", "never", "never"]
 
 
 def test_the_tables_know_which_weights_belong_to_linears() -> None:
