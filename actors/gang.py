@@ -67,7 +67,8 @@ class Gang:
         import ray
 
         meeting = ray.get(self.ranks[0].meet.remote(), timeout=limit_s) if len(self.ranks) > 1 else ""
-        ray.get([rank.load.options(concurrency_group=RENDER).remote(meeting) for rank in self.ranks], timeout=limit_s)
+        loads = [rank.load.options(concurrency_group=RENDER).remote(meeting) for rank in self.ranks]
+        require_alike(ray.get(loads, timeout=limit_s))
 
     def render(
         self,
@@ -272,6 +273,14 @@ def _find(gang_id: str, patience_s: float = 0.0) -> Gang | None:
 
 def _ask(rank: Any, method: str) -> Any:
     return getattr(rank, method).options(concurrency_group=CONTROL)
+
+
+def require_alike(hellos: Iterable[Hello]) -> None:
+    """Each node reads its own copy of the files; shards of different ones would make a picture of neither."""
+    weights = sorted({hello.weights for hello in hellos})
+    if len(weights) > 1:
+        what = f"the nodes of a gang have different weights ({', '.join(name[:12] for name in weights)})"
+        raise Fault(Cause.WEIGHTS_MISSING, f"{what}: copy the same files to each")
 
 
 def _one(hellos: Iterable[Hello]) -> Hello:

@@ -46,6 +46,7 @@ class Hello:
     state: GangState
     pid: int
     changed: bool = False  # its files are others than those that it loaded
+    weights: str = ""  # once loaded: SHA-256 over all files of the model
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 from actors.bench import Form
 from actors.gang import Gang
 from actors.health import Pulse
 from actors.messages import Post
+from actors.rank import code_of
 from actors.wanted import Seat
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
@@ -120,12 +119,3 @@ def post_of(pool: PoolSpec, card: ModelCard, settings: Settings, shard: str) -> 
         settings.embeddings_mb,
         code_of(),
     )
-
-
-@cache
-def code_of() -> str:
-    """A gang of other code than ours is not taken over: the same seed might not be the same picture."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

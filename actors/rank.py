@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import hashlib
 import importlib
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -110,7 +113,8 @@ class Rank:
 
     def hello(self) -> Hello:
         changed = self.shard is not None and stamps(self.shard.files) != self.loaded
-        return Hello(self.gang, self.post.key, self.state, os.getpid(), changed)
+        weights = self.shard.weights if self.shard else ""
+        return Hello(self.gang, self.post.key, self.state, os.getpid(), changed, weights)
 
     def meet(self) -> str:
         """Where the others find the first rank."""
@@ -123,6 +127,7 @@ class Rank:
         """Once; asked again, it answers at once."""
         if self.shard is None:
             try:
+                require(self.post.code)
                 with watchdog(self.post.load_s):
                     self._join(meeting)
                     shard: Shard = factory(self.post.shard)(self.post)
@@ -207,6 +212,22 @@ class Rank:
         if len(pictures) != len(requests):
             raise RuntimeError(f"{len(pictures)} pictures for {len(requests)} jobs")
         return [Rendered(frame_of(picture), self.gang, shard.weights, seconds) for picture in pictures]
+
+
+def require(code: str) -> None:
+    """Where it is known what a gang is to run, a node with anything else draws none of it."""
+    if code not in {"", code_of()}:
+        where = f"{socket.gethostname()} has other code in {Path(__file__).parent} than the dispatcher runs"
+        raise Fault(Cause.NO_ROOM, f"{where}: install the same on every node, or restart the dispatcher")
+
+
+@cache
+def code_of() -> str:
+    """What ranks run: of other code the same seed might not be the same picture."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def stamps(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:

@@ -7,14 +7,16 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors.flux.render import Pixels, RenderJob
+from actors.gang import require_alike
 from actors.messages import Order, Post
-from actors.rank import Rank, Shard, stamps
+from actors.rank import Rank, Shard, code_of, stamps
 from actors.work import Work
 from farm.errors import Fault
 from farm.job import Cause
@@ -43,6 +45,22 @@ def draw(rank: Rank, *requests: RenderRequest) -> list[Rendered | Fault]:
 
 def causes(answers: list[Rendered | Fault]) -> list[Cause | None]:
     return [answer.cause if isinstance(answer, Fault) else None for answer in answers]
+
+
+def test_a_node_with_other_code_draws_nothing() -> None:
+    Rank("g1", replace(post_of("flat"), code=code_of())).load()
+    with pytest.raises(Fault, match="other code in") as caught:
+        Rank("g1", replace(post_of("flat"), code="0" * 64)).load()
+    assert caught.value.cause is Cause.NO_ROOM
+
+
+def test_ranks_with_different_weights_are_no_gang() -> None:
+    hello = ready().load()
+    assert hello.weights == "f" * 64
+    require_alike([hello, hello])
+    with pytest.raises(Fault, match="different weights") as caught:
+        require_alike([hello, replace(hello, weights="e" * 64)])
+    assert caught.value.cause is Cause.WEIGHTS_MISSING
 
 
 def test_answers_keep_their_order_and_carry_gang_and_weights() -> None:
