@@ -27,21 +27,22 @@ class Watching:
 
     def look(self) -> None:
         """Between two looks at whether the work is done. Trouble here is no trouble of the work's."""
-        import ray
-
-        now = time.monotonic()
-        if self.asked is None and now >= self.due:
-            self.asked, self.due = self.ask(now >= self.save_due), now + ASK_S
-        if self.asked is None or not ray.wait([self.asked], timeout=0)[0]:
-            return
-        answer, self.asked = self.asked, None
         try:
-            self._tell(ray.get(answer))
+            self._look(time.monotonic())
         except Exception as error:  # a rank that died is heard of by its work
             log.info("nothing was heard of a gang at work: %s", error)
 
-    def _tell(self, mark: Mark | None) -> None:
-        if mark is None:  # it has ended
+    def _look(self, now: float) -> None:
+        import ray
+
+        if self.asked is None and now >= self.due:
+            self.due = now + ASK_S
+            self.asked = self.ask(now >= self.save_due)
+        if self.asked is None or not ray.wait([self.asked], timeout=0)[0]:
+            return
+        answer, self.asked = self.asked, None
+        mark: Mark | None = ray.get(answer)
+        if mark is None:  # the work has ended
             return
         self.watch(mark.steps)
         for job_id, data in mark.saved:

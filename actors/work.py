@@ -61,6 +61,8 @@ class Work:
     def _pictures(self, requests: Sequence[RenderRequest], preview: Preview) -> dict[int, Frame]:
         try:
             pictures = preview.pictures()
+            if not pictures:  # it is decoded elsewhere
+                return {}
             return {one.job_id: frame_of(picture) for one, picture in zip(requests, pictures, strict=True)}
         except Exception as error:  # for want of memory, say
             log.info("no preview: %s", error)

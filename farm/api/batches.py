@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from farm import intake
 from farm.api.bodies import room_for, spool
 from farm.api.callers import Caller, Farm, Runner, TheFarm
-from farm.api.jobs import After, Limit, StateFilter, page
+from farm.api.jobs import After, Limit, StateFilter, page, shown_progress
 from farm.errors import NotFound
 from farm.intake import Receipt, Rules, Submission
 from farm.lines import MAX_PRIORITY
@@ -73,8 +73,9 @@ def list_batches(farm: TheFarm, who: Caller, after: Before = None, limit: Limit 
 
 @router.get("/{batch_id}")
 def get_batch(farm: TheFarm, who: Caller, batch_id: BatchId) -> dict[str, Any]:
-    """Show one batch, the count of its jobs in each state, and what they wait for."""
-    return _own(farm, who.project_id, batch_id)
+    """Show one batch, the count of its jobs in each state, what they wait for, and how far the running ones are."""
+    batch = _own(farm, who.project_id, batch_id)
+    return batch | {"running": [{"job_id": row["job_id"]} | shown_progress(row) for row in batch["running"]]}
 
 
 @router.get("/{batch_id}/jobs")

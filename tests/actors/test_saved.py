@@ -318,7 +318,7 @@ def test_questions_come_once_a_second_one_at_a_time_and_nobody_waits(monkeypatch
     assert len(ray.asked) == 21, "the one before is not answered"
 
 
-@pytest.mark.parametrize("trouble", ["rank", "watch", "keep", "over"])
+@pytest.mark.parametrize("trouble", ["rank", "watch", "keep", "over", "wait"])
 def test_trouble_with_the_answer_is_no_trouble_of_the_work_s(monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     def failing(*_: object) -> None:
         raise ZeroDivisionError(trouble)
@@ -326,12 +326,14 @@ def test_trouble_with_the_answer_is_no_trouble_of_the_work_s(monkeypatch: pytest
     answers = {"rank": Fault(Cause.GANG_DIED, "gone"), "over": None}
     mark = Mark((Step(1, 1, 3, 8),), ((1, b"latent"),))
     ray = Answers(monkeypatch, lambda save: answers.get(trouble, mark))
+    if trouble == "wait":
+        monkeypatch.setattr("ray.wait", failing)
     watch, keep = (failing if trouble == name else lambda *_: None for name in ("watch", "keep"))
     watching = Watching(ray.ask, watch, keep)
     for _ in range(20):
         ray.now[0] += 1.0
         watching.look()
-    assert len(ray.asked) == 20
+    assert len(ray.asked) == (1 if trouble == "wait" else 20)
 
 
 def test_a_job_of_less_than_a_second_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,9 +26,10 @@ from farm.job_queue import JobQueue
 from farm.leasing import CLAIM
 from farm.migrations import triggers as law1
 from farm.migrations.triggers import ARTIFACT_FACTS, AUDIT_FACTS
+from farm.ports import Outcome, Stage
 from farm.tables import ARTIFACT, AUDIT, METADATA
 from tests.conftest import fresh_postgres
-from tests.queue.conftest import Desk
+from tests.queue.conftest import Desk, verdict
 
 # What came after the first tables.
 NEWER_RULES = ("audit_head_", "acceptance_")
@@ -59,6 +60,9 @@ def test_a_missing_trigger_is_put_back_on_the_next_start(desk: Desk) -> None:
 
 def test_a_database_of_the_first_tables_is_brought_up_to_date_and_keeps_its_rows(desk: Desk) -> None:
     batch = desk.submit(count=2)
+    (lease,) = desk.claim(limit=1)
+    desk.queue.record([(lease, verdict("f" * 64, Outcome.REVIEW))])
+    judged = desk.rows("SELECT * FROM verdict")
     with desk.engine.begin() as connection:
         law1.drop(connection, {name for name in law1.standing(connection) if name.startswith(NEWER_RULES)})
         for table in NEWER_TABLES:
@@ -75,7 +79,9 @@ def test_a_database_of_the_first_tables_is_brought_up_to_date_and_keeps_its_rows
         assert "search_path=public, pg_temp" in function["proconfig"]
     with db.reading(desk.engine) as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
-    assert desk.states(batch) == {"queued": 2}
+    assert desk.states(batch) == {"queued": 1, "leased": 1}
+    assert desk.rows("SELECT * FROM verdict") == judged
+    assert desk.queue.record([(lease, verdict("f" * 64, stage=Stage.PREVIEW))]) != [None]
 
 
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
