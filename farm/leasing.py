@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, bindparam, func, insert, select, true, update
+from sqlalchemy import Connection, Engine, Row, bindparam, func, select, true, update
 from sqlalchemy.exc import IntegrityError
 
-from farm import events, licences, moves
+from farm import events, licences, moves, suspects
 from farm.db import insert_many, reading, transaction, upsert
 from farm.errors import Fault
 from farm.job import CAUSES, RELEASES_CHILD, Cause, Payer, Spec, State, has_failed
@@ -61,7 +61,7 @@ class Finished(Stored):
 
 STORED = tuple(Stored.__dataclass_fields__)
 SPEC = ("model", "prompt", "seed", "width", "height", "steps", "guidance", "format", "edit")
-WANTED = [*moves.LOCKED, JOB.c.upload_id, *(JOB.c[name] for name in SPEC)]
+WANTED = [*moves.LOCKED, JOB.c.upload_id, JOB.c.reason, *(JOB.c[name] for name in SPEC)]
 CLAIM = (
     select(*WANTED)
     .where(JOB.c.lane_id == bindparam("lane"), is_state(State.QUEUED), JOB.c.not_before <= bindparam("now"))
@@ -105,7 +105,7 @@ class Leasing:
             unsaid = update(JOB).where(JOB.c.id.in_([row.id for row in rows]), JOB.c.reason != reason)
             connection.execute(unsaid.values(reason=reason))
             return []
-        rows = _with_published_parents(connection, rows, now)
+        rows = _with_published_parents(connection, _apart(rows), now)
         taken = {"state": State.LEASED, "attempt": JOB.c.attempt + 1, "owner": owner, "lease_expires_at": now + lease_s}
         connection.execute(
             update(JOB).where(JOB.c.id.in_([row.id for row in rows])).values(**taken, reason="", updated_at=now)
@@ -197,18 +197,19 @@ class Leasing:
         if lease.job_id not in held:
             _superseded(connection, [lease], str(fault.cause), now)
             return None
-        job, payer = held[lease.job_id], CAUSES[fault.cause]
+        job, cause = held[lease.job_id], fault.cause
         detail = fault.detail.replace("\0", "")[:MAX_DETAIL]
-        failed = payer is not Payer.ENVIRONMENT and _counts(
-            connection, job, fault.cause, detail, gang or fault.gang, now
-        )
+        if cause in suspects.STRIKES and (words := suspects.struck(connection, job, cause, detail, now)):
+            cause, detail = Cause.POISON, words
+        payer = CAUSES[cause]
+        failed = payer is not Payer.ENVIRONMENT and _counts(connection, job, cause, detail, gang or fault.gang, now)
         later = 0.0 if payer is Payer.JOB else now + retry_s
         state = State.FAILED if failed else State.QUEUED
-        moves.apply(connection, [Move(job, state, f"{fault.cause}: {detail}", 0.0 if failed else later)], now)
+        moves.apply(connection, [Move(job, state, f"{cause}: {detail}", 0.0 if failed else later)], now)
         return state
 
     def expire(self) -> int:
-        """Leases whose owner has not been heard of go back to the queue; nobody pays."""
+        """Leases whose owner has not been heard of go back to the queue; nobody pays, unless every owner dies of it."""
         total = 0
         while count := self._expire_some():
             total += count
@@ -223,8 +224,7 @@ class Leasing:
         rows = connection.execute(
             overdue.order_by(JOB.c.lease_expires_at).limit(EXPIRE_AT_ONCE).with_for_update(skip_locked=True)
         ).all()
-        reason = f"{Cause.LEASE_LOST}: {{}} was not heard of in time"
-        moves.apply(connection, [Move(row, State.QUEUED, reason.format(row.owner)) for row in rows], now)
+        moves.apply(connection, [_given_back(connection, row, now) for row in rows], now)
         return len(rows)
 
     @transaction
@@ -249,6 +249,21 @@ class Leasing:
 
 def _is_held(row: Row[Any], attempt: int, owner: str) -> bool:
     return bool(row.state == State.LEASED and row.attempt == attempt and row.owner == owner)
+
+
+def _given_back(connection: Connection, row: Row[Any], now: float) -> Move:
+    detail = f"{row.owner} was not heard of in time"
+    if words := suspects.struck(connection, row, Cause.LEASE_LOST, detail, now):
+        _counts(connection, row, Cause.POISON, words, None, now)
+        return Move(row, State.FAILED, f"{Cause.POISON}: {words}")
+    later = now + suspects.lost_pause_s(row.attempt - row.forgiven)
+    return Move(row, State.QUEUED, f"{Cause.LEASE_LOST}: {detail}", later)
+
+
+def _apart(rows: Sequence[Row[Any]]) -> list[Row[Any]]:
+    """Who lost its lease is tried alone: if its dispatcher dies of it again, nobody is taken along."""
+    lost = [row for row in rows if row.reason.startswith(Cause.LEASE_LOST)]
+    return [rows[0]] if rows[0] in lost else [row for row in rows if row not in lost]
 
 
 def _close_if_empty(connection: Connection, lane_id: int) -> None:
@@ -369,9 +384,7 @@ def _published_before(connection: Connection, late: Sequence[Finished]) -> set[i
 
 def _counts(connection: Connection, job: Row[Any], cause: Cause, detail: str, gang: str | None, now: float) -> bool:
     """Keep the fault; has the job failed for good with it?"""
-    row = {"project_id": job.project_id, "job_id": job.id, "attempt": job.attempt, "cause": str(cause)}
-    row |= {"payer": str(CAUSES[cause]), "gang": gang, "detail": detail, "created_at": now}
-    connection.execute(insert(JOB_FAULT), [row])
+    suspects.keep(connection, job, cause, detail, gang, now)
     query = select(JOB_FAULT.c.cause, JOB_FAULT.c.gang)
     met = connection.execute(query.where(JOB_FAULT.c.job_id == job.id, JOB_FAULT.c.attempt > job.forgiven))
     return has_failed([(Cause(cause), gang) for cause, gang in met])

@@ -36,7 +36,7 @@ from farm.ports import (
     ignore,
 )
 from farm.scratch import Scratch
-from farm.suspects import SUSPICIOUS, Suspects, pause_s
+from farm.suspects import STRIKES, Suspects, pause_s
 
 log = logging.getLogger("farm.pipeline")
 A = TypeVar("A")
@@ -201,10 +201,10 @@ class Group:
         ]
 
     def fault(self, lease: Lease, fault: Fault) -> None:
-        fault, times = self.suspects.judge(lease.job_id, fault)
+        times = self.suspects.times(lease.job_id, fault.cause)
         self.faults.append(fault)
         # A suspect comes after those that were with it, and not always together with another.
-        later = random.uniform(2, 3) if fault.cause in SUSPICIOUS else 1  # noqa: S311
+        later = random.uniform(2, 3) if fault.cause in STRIKES else 1  # noqa: S311
         wait_s = pause_s(self.ports.retry_s * later, times)
         self.ports.queue.fault(lease, fault, gang=fault.gang, retry_s=wait_s)
 

@@ -1,21 +1,56 @@
-"""Jobs that meet what looks like an outage again and again while others get through: it is no outage, it is they."""
+"""Jobs that meet what looks like an outage again and again while others get through: it is no outage, it is they.
+
+What may end a job is kept with the job, so that it counts whatever dispatcher meets it next, and outlives each of them;
+how long it waits before it is tried again is each dispatcher's own guess.
+"""
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from farm.errors import Fault
+from sqlalchemy import Connection, Row, func, insert, select
+
 from farm.job import CAUSES, OF_MODEL, Cause, Payer
+from farm.tables import ARTIFACT, JOB_FAULT
 
-# What one job may bring about by itself: its file ends whatever opens it, or the signer dies of it.
-SUSPICIOUS = frozenset({Cause.OVERLOADED, Cause.SIGNER_FAILED})
-# What everyone needs, so that others who get through tell something. The other suspicions end nothing.
+# What one job may bring about by itself, and how often it may: its file ends whatever opens it, the signer dies of it,
+# or the dispatcher does. Dispatchers are killed for other reasons as well, and take many jobs along.
+STRIKES = {Cause.OVERLOADED: 5, Cause.SIGNER_FAILED: 5, Cause.LEASE_LOST: 10}
+# What everyone needs, so that others who get through tell something.
 SHARED = frozenset(cause for cause in Cause if CAUSES[cause] is Payer.ENVIRONMENT) - OF_MODEL - {Cause.LEASE_LOST}
-STRIKES = 5
 LONGEST_S = 300.0
+LOST_S, LONGEST_LOST_S = 1.0, 60.0
 KEPT = 10_000  # jobs remembered: in a long outage many are met that end elsewhere
+
+
+def keep(connection: Connection, job: Row[Any], cause: Cause, detail: str, gang: str | None, now: float) -> None:
+    row = {"project_id": job.project_id, "job_id": job.id, "attempt": job.attempt, "cause": str(cause)}
+    row |= {"payer": str(CAUSES[cause]), "gang": gang, "detail": detail, "created_at": now}
+    connection.execute(insert(JOB_FAULT), [row])
+
+
+def struck(connection: Connection, job: Row[Any], cause: Cause, detail: str, now: float) -> str:
+    """Keep what the job met, once for each time that others got through since the last: an outage counts once, however
+    often it is met. The words with which it has failed, or "" while it may be tried again."""
+    mine = (JOB_FAULT.c.job_id == job.id, JOB_FAULT.c.cause == str(cause), JOB_FAULT.c.attempt > job.forgiven)
+    met, last = connection.execute(select(func.count(), func.max(JOB_FAULT.c.created_at)).where(*mine)).one()
+    newest = select(ARTIFACT.c.created_at).order_by(ARTIFACT.c.id.desc()).limit(1)
+    through = connection.execute(newest).scalar()
+    if met and (through is None or through <= last):
+        return ""
+    keep(connection, job, cause, detail, None, now)
+    over = met + 1 >= STRIKES[cause]
+    return f"{met + 1} times, while others got through: {cause}: {detail}" if over else ""
+
+
+def lost_pause_s(tries: int) -> float:
+    """Of a job whose lease was lost: none the first time; then ever longer, and not always together with another."""
+    longest = min(LOST_S * 2.0 ** min(tries - 2, 64), LONGEST_LOST_S)
+    return random.uniform(1, 2) * longest if tries > 1 else 0.0  # noqa: S311
 
 
 @dataclass(slots=True)
@@ -25,29 +60,25 @@ class Met:
 
 
 class Suspects:
-    """Of one dispatcher, in memory: one that starts anew begins to count anew. Several threads tell."""
+    """Of one dispatcher, in memory. Several threads tell."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.through = 0
         self.met: dict[tuple[int, Cause], Met] = {}
 
-    def judge(self, job_id: int, fault: Fault) -> tuple[Fault, int]:
-        """The fault that is to be paid for, and how many times it met this job while others got through between each
-        two: an outage counts once, however often it is met."""
-        if fault.cause not in SHARED:
-            return fault, 1
+    def times(self, job_id: int, cause: Cause) -> int:
+        """How many times the job has met it, this one included, while others got through between each two."""
+        if cause not in SHARED:
+            return 1
         with self.lock:
-            met = self.met.pop((job_id, fault.cause), Met(0, -1))
+            met = self.met.pop((job_id, cause), Met(0, -1))
             if met.through < self.through:
                 met = Met(met.times + 1, self.through)
-            if met.times >= STRIKES and fault.cause in SUSPICIOUS:
-                words = f"{STRIKES} times, while others got through: {fault.cause}: {fault.detail}"
-                return Fault(Cause.POISON, words), met.times
-            self.met[job_id, fault.cause] = met
+            self.met[job_id, cause] = met
             if len(self.met) > KEPT:
                 del self.met[next(iter(self.met))]
-        return fault, met.times
+        return met.times
 
     def passed(self, jobs: Iterable[int]) -> None:
         """These were signed, stored and read back."""

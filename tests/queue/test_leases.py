@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import Engine, event
 
 from farm.access import Access
@@ -17,7 +19,8 @@ from farm.errors import Conflict, Fault
 from farm.job import Cause, State
 from farm.job_queue import JobQueue, NewJob
 from farm.leasing import AGEING_S, LANES_SHOWN
-from farm.ports import Outcome, Stage
+from farm.ports import Lease, Outcome, Stage
+from farm.suspects import LONGEST_LOST_S, STRIKES, lost_pause_s
 from tests.queue.conftest import SPEC, START, Desk, finished, frame_of, verdict
 
 
@@ -178,9 +181,56 @@ def test_an_expired_lease_goes_back_and_nobody_pays(desk: Desk) -> None:
         assert lease.attempt == attempt
         desk.clock.now += 11
         assert desk.queue.expire() == 1
+        desk.clock.now += 2 * LONGEST_LOST_S
     assert desk.states(batch) == {"queued": 1}
     assert "worker-1" in desk.job(lease.job_id)["reason"]
-    assert desk.rows("SELECT * FROM job_fault") == []
+    assert desk.rows("SELECT payer FROM job_fault") == [{"payer": "environment"}], "nobody got through meanwhile"
+
+
+def claim_of(desk: Desk, batch: int, owner: str = "worker-1") -> list[Lease]:
+    (lane,) = [lane for lane in desk.queue.lanes() if lane.batch_id == batch]
+    return desk.queue.claim(lane.id, owner, 4, 30.0)
+
+
+def test_a_job_of_which_every_dispatcher_dies_has_failed_with_each_death_kept(desk: Desk) -> None:
+    batch, limit = desk.submit(count=1), STRIKES[Cause.LEASE_LOST]
+    for number in range(limit):
+        assert desk.states(batch) == {"queued": 1}
+        (killer,) = claim_of(desk, batch, f"worker-{number}")
+        desk.clock.now += 31
+        assert desk.queue.expire() == 1
+        desk.clock.now += 2 * LONGEST_LOST_S
+        (other,) = claim_of(desk, desk.submit(count=1))
+        assert desk.publish(other)
+    assert desk.states(batch) == {"failed": 1}
+    met = desk.rows("SELECT cause, detail FROM job_fault ORDER BY id")
+    assert [row["cause"] for row in met] == ["lease_lost"] * limit + ["poison"]
+    assert [row["detail"].split()[0] for row in met[:-1]] == [f"worker-{number}" for number in range(limit)]
+    assert desk.kinds(killer.job_id)[-1] == "failed"
+    assert desk.queue.retry(batch_id=batch, by="ann") == 1
+    claim_of(desk, batch)
+    desk.clock.now += 31
+    desk.queue.expire()
+    assert desk.states(batch) == {"queued": 1}, "a person asked for it: it is counted anew"
+
+
+def test_who_lost_its_lease_is_tried_alone_and_later_each_time(desk: Desk) -> None:
+    batch = desk.submit(count=4)
+    four = desk.claim()
+    desk.clock.now += 31
+    assert desk.queue.expire() == 4
+    alone = claim_of(desk, batch, "worker-2")
+    assert [lease.job_id for lease in alone] == [four[0].job_id]
+    desk.clock.now += 31
+    assert desk.queue.expire() == 1
+    assert desk.clock.now + 1 <= desk.job(four[0].job_id)["not_before"] <= desk.clock.now + 2
+    assert [lease.job_id for lease in claim_of(desk, batch, "worker-2")] == [four[1].job_id]
+
+
+@given(st.integers(1, 10_000))
+def test_the_pause_after_a_lost_lease_grows_and_has_an_end(tries: int) -> None:
+    assert lost_pause_s(1) == 0.0
+    assert min(2 ** (tries - 1), LONGEST_LOST_S) <= lost_pause_s(tries + 1) <= 2 * LONGEST_LOST_S
 
 
 @pytest.mark.parametrize("what", ["verdict", "publication", "fault"])
@@ -236,7 +286,7 @@ def test_saying_it_twice_is_saying_it_once(desk: Desk) -> None:
     assert desk.insights.superseded() == 0
 
 
-@pytest.mark.parametrize("stage", list(Stage))
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.PREVIEW])
 def test_a_blocking_verdict_of_any_stage_ends_the_job_with_its_reason(desk: Desk, stage: Stage) -> None:
     batch = desk.submit(count=1)
     (lease,) = desk.claim()
