@@ -26,7 +26,7 @@ class Work:
         self.at: tuple[Sequence[RenderRequest], int, int] = (), 0, 0
         self.previews: dict[int, Frame] = {}  # by job, not asked for yet
         self.kept: tuple[Sequence[RenderRequest], Sequence[str], Preview] | None = None
-        self.previewed = time.monotonic()
+        self.began = self.previewed = time.monotonic()
 
     def seen(self, requests: Sequence[RenderRequest], digests: Sequence[str]) -> Callable[[int, int, Preview], None]:
         """What the drawing of these calls after each step. It must not fail: the other ranks go on to the next."""
@@ -35,9 +35,10 @@ class Work:
             self.at = requests, step, total
             if step < total and self.save_every and step % self.save_every == 0:
                 self.kept = requests, digests, preview
-            if step < total and time.monotonic() - self.previewed >= PREVIEW_S:
-                self.previews = self._pictures(requests, preview)
-                self.previewed = time.monotonic()
+            now = time.monotonic()
+            # Of a long job seldom, for a verdict on each is kept for ever.
+            if step < total and now - self.previewed >= max(PREVIEW_S, (now - self.began) / 5):
+                self.previews, self.previewed = self._pictures(requests, preview), now
 
         return on_step
 

@@ -1,14 +1,16 @@
 """What the dispatcher hears of running jobs, on its way to whoever watches. Nothing of it may delay a job or fail it.
 
 Whoever draws only hands it in. The newest step of each job is written once a second. Previews are judged, signed and
-read back in a thread of their own: those that come while it is at work are dropped, and after trouble with one no more
-are looked at of its group, for what ends the gate once may do so again.
+read back in a thread of their own: those that come while it is at work, or rests so that gate and signer have time for
+what is finished, are dropped; and after trouble with one no more are looked at of its group, for what ends the gate
+once may do so again.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -17,12 +19,13 @@ from farm.pipeline import Ports, check_trusted
 from farm.ports import Frame, Lease, Outcome, Stage, Step
 
 log = logging.getLogger("farm.teller")
+SHARE = 0.1  # of the time previews may take of the gate and the signer, which every job waits for
 Seen = Sequence[tuple[Lease, Step, Frame]]
 
 
 class Teller:
-    def __init__(self, ports: Ports) -> None:
-        self.ports = ports
+    def __init__(self, ports: Ports, share: float = SHARE) -> None:
+        self.ports, self.share, self.rested = ports, share, 0.0
         self.newest: dict[int, tuple[Lease, Step]] = {}
         self.giving, self.showing = threading.Lock(), threading.Lock()
 
@@ -36,7 +39,8 @@ class Teller:
             with self.giving:
                 self.newest |= {lease.job_id: (lease, replace(step, preview=None)) for lease, step in known}
             seen = [(lease, step, step.preview) for lease, step in known if step.preview is not None]
-            if seen and not trouble.is_set() and self.showing.acquire(blocking=False):
+            wanted = seen and not trouble.is_set() and time.monotonic() >= self.rested
+            if wanted and self.showing.acquire(blocking=False):
                 threading.Thread(target=self._try, args=(seen, trouble), name="preview", daemon=True).start()
 
         return hear
@@ -48,12 +52,15 @@ class Teller:
             self.ports.queue.tell_steps(steps)
 
     def _try(self, seen: Seen, trouble: threading.Event) -> None:
+        began = time.monotonic()
         try:
             self._show(seen)
         except Exception as error:
             trouble.set()
             log.info("no more previews of job %d and those drawn with it: %s", seen[0][0].job_id, error)
         finally:
+            ended = time.monotonic()
+            self.rested = ended + (ended - began) * (1 / self.share - 1)
             self.showing.release()
 
     def _show(self, seen: Seen) -> None:

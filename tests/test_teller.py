@@ -57,7 +57,7 @@ def show(teller: Teller, leases: Sequence[Lease], step: int = 3, frame: Frame = 
 
 def test_the_newest_step_is_told_and_strangers_are_not(ports: FakePorts) -> None:
     (lease,) = leased(ports)
-    teller = Teller(ports)
+    teller = Teller(ports, share=1.0)
     hear = teller.listen([lease])
     hear([step_of(lease, 1)])
     hear([step_of(lease, 2), step_of(replace(lease, attempt=9), 7), step_of(replace(lease, job_id=99), 7)])
@@ -69,7 +69,7 @@ def test_the_newest_step_is_told_and_strangers_are_not(ports: FakePorts) -> None
 
 def test_an_allowed_preview_is_judged_signed_and_kept(ports: FakePorts) -> None:
     (lease,) = leased(ports)
-    show(Teller(ports), [lease])
+    show(Teller(ports, share=1.0), [lease])
     assert told(ports) == [(3, True)]
     (row,) = rows(ports, PROGRESS)
     assert row["preview"] == f"{lease.job_id} {SMALL.sha256}".encode(), "as the signer gave it"
@@ -88,7 +88,7 @@ def test_a_preview_that_is_not_allowed_is_nowhere_and_takes_the_one_before_with_
     ports: FakePorts, outcome: Outcome
 ) -> None:
     (lease,) = leased(ports)
-    teller = Teller(ports)
+    teller = Teller(ports, share=1.0)
     show(teller, [lease])
     ports.gate.frame_outcome = lambda frame: outcome
     show(teller, [lease], 4, Frame(4, 4, bytes(range(48))))
@@ -121,7 +121,7 @@ def test_trouble_with_a_preview_leaves_the_step_alone_and_the_job_untouched(
 ) -> None:
     leases = leased(ports, 2)
     failing(ports, monkeypatch, where)
-    show(Teller(ports), leases)
+    show(Teller(ports, share=1.0), leases)
     assert told(ports) == [(3, False)] * 2
     assert states(ports) == {"leased": 2}
     assert rows(ports, JOB_FAULT) == []
@@ -138,7 +138,7 @@ def test_after_trouble_no_more_previews_of_that_group_are_looked_at(
 
     monkeypatch.setattr(ports.gate, "judge_frames", dying)
     first, second = leased(ports, 2)
-    teller = Teller(ports)
+    teller = Teller(ports, share=1.0)
     hear = teller.listen([first])
     for step in (3, 4, 5):
         hear([step_of(first, step, SMALL)])
@@ -163,7 +163,7 @@ def test_previews_that_come_while_one_is_judged_are_dropped_and_nobody_waits(
 
     monkeypatch.setattr(ports.gate, "judge_frames", slow)
     (lease,) = leased(ports)
-    teller = Teller(ports)
+    teller = Teller(ports, share=1.0)
     hear = teller.listen([lease])
     hear([step_of(lease, 3, SMALL)])
     assert judging.wait(10)
@@ -180,6 +180,28 @@ def test_previews_that_come_while_one_is_judged_are_dropped_and_nobody_waits(
     assert told(ports) == [(7, True)], "the one that was at work is shown, beside a newer step"
 
 
+def test_previews_take_a_small_share_of_the_gate_s_time(ports: FakePorts, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    judge, judged = ports.gate.judge_frames, []
+
+    def slow(frames: Sequence[Frame], stage: Stage) -> list[Verdict | Fault]:
+        judged.append(now[0])
+        now[0] += 0.5
+        return judge(frames, stage)
+
+    monkeypatch.setattr("farm.teller.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(ports.gate, "judge_frames", slow)
+    (lease,) = leased(ports)
+    teller = Teller(ports)
+    hear = teller.listen([lease])
+    for step in range(1, 20):
+        hear([step_of(lease, step, SMALL)])
+        with teller.showing:
+            pass
+        now[0] += 1.0
+    assert judged == [1000.0, 1005.5, 1011.0, 1016.5], "half a second of every five"
+
+
 def test_a_preview_whose_lease_was_lost_while_it_was_signed_is_dropped(
     ports: FakePorts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +213,7 @@ def test_a_preview_whose_lease_was_lost_while_it_was_signed_is_dropped(
         return sign(lease, frame)
 
     monkeypatch.setattr(ports.signer, "sign_preview", cancelled_meanwhile)
-    show(Teller(ports), [lease])
+    show(Teller(ports, share=1.0), [lease])
     assert told(ports) == []
     assert rows(ports, PROGRESS)[0]["preview"] is None
     ports.queue.forget_steps()

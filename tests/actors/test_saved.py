@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -235,16 +236,19 @@ def test_previews_come_seldom_and_not_at_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("actors.work.time.monotonic", lambda: now[0])
     running, requests = Work("c1", 0, "g1", WEIGHTS), [request_of(seed) for seed in (1, 2)]
     on_step = running.seen(requests, ["a", "b"])
-    made: list[tuple[float, int]] = []
-    for step in range(1, 21):
-        now[0] += 0.4
-        on_step(step, 20, preview_of(requests_as_jobs(requests), step))
+    made: list[float] = []
+    for step in range(1, 101):
+        now[0] += 0.5
+        on_step(step, 100, preview_of(requests_as_jobs(requests), step))
         steps = running.mark(False).steps
         if steps[0].preview:
             assert all(one.preview == Frame(4, 4, bytes([step]) * 48) for one in steps)
             assert {(one.gang, one.weights) for one in steps} == {("g1", WEIGHTS)}
-            made.append((round(now[0] - 100, 1), step))
-    assert made == [(2.0, 5), (4.0, 10), (6.0, 15)], "two seconds between them, and none of the last step"
+            made.append(now[0] - 100)
+    assert made[:6] == [2.0, 4.0, 6.0, 8.0, 10.0, 12.5], "two seconds between them, and more as the job grows long"
+    gaps = [later - one for one, later in pairwise(made)]
+    assert gaps == sorted(gaps)
+    assert made[-1] < 50, "none of the last step"
 
 
 def test_a_preview_that_cannot_be_drawn_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
