@@ -37,7 +37,12 @@ ANSWER_S = 20.0  # of a head that is there, on a busy machine
 TOKEN_MODE = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 # A head lost is this cluster lost: its processes need not wait a minute for it, Ray's default. And the ranks are what
 # the machine is there for: they do not yield to everything else, as Ray would have them do (niceness 15).
-HEAD_ONLY = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_worker_niceness": "0"}
+# What a rank has started ends with it, however it ends.
+HEAD_ONLY = {
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+    "RAY_worker_niceness": "0",
+    "RAY_process_group_cleanup_enabled": "1",
+}
 _joining = threading.Lock()  # Ray's connection is one per process
 
 

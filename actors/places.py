@@ -66,13 +66,19 @@ class Place:
         return bool(self.lacks) and not self.ready_at
 
     @property
+    def seeks(self) -> bool:
+        """Room, and has none yet."""
+        return self.state is GangState.STARTING and self.gang is None
+
+    @property
     def comes(self) -> bool:
         """It has its room, and will be usable."""
-        return self.state is GangState.STARTING and self.rivals is None and not self.ends
+        return self.state is GangState.STARTING and self.gang is not None and not self.ends
 
     def seat(self, now: float) -> Seat:
-        stands = self.usable or (self.comes and self.gang is not None)
-        return Seat(self.post.pool, self.kept, stands, self.rivals is not None, self.form.rests_at(now))
+        return Seat(
+            self.post.pool, self.kept, self.usable or self.comes, self.rivals is not None, self.form.rests_at(now)
+        )
 
     def status(self, names: dict[str, str]) -> GangStatus:
         """`names` of nodes by id."""

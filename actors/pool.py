@@ -116,12 +116,13 @@ class Pool(Tending):
         if places and all(place.form.rests_at(now) for place in places):
             soonest = min(places, key=lambda place: place.form.until)
             raise Fault(Cause.NO_ROOM, f"every gang of {soonest.post.card.name} rests: {soonest.waits_for}")
-        if any(place.usable or (place.comes and place.gang is not None) for place in places):
+        if any(place.usable or place.comes for place in places):
             return
         latest = max(places, key=lambda place: place.failed_at)
         if latest.fault is not None and latest.failed_at >= began:
             raise Fault(latest.fault.cause, latest.fault.detail, gang=latest.fault.gang)
-        lacking = next((place for place in places if place.rivals is not None), None)
+        way = self._gives_way(latest.post.card.name)
+        lacking = next((place for place in places if place.rivals is not None or way), None)
         if lacking is not None and now - began > self.room_s:
             raise Fault(Cause.NO_ROOM, room.why_none(lacking.post, gang.standing()))
 

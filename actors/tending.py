@@ -33,6 +33,7 @@ TEND_S = 1.0
 NODES_S = 5.0
 LOOK_S = 20.0  # whether the files of a model have come or gone: headers alone are read
 UNSEEN_S = 300.0  # before a start is tried again whose files are not seen here
+HELP_S = 30.0
 AGAIN_S = 30.0  # after a start that failed, where no job asks for another one sooner
 
 
@@ -52,6 +53,7 @@ class Tending:
         self.demand: Mapping[str, Demand] = {}  # as the dispatcher last told
         self.asking: dict[int, tuple[str, Demand]] = {}  # thread to what it wants drawn
         self.pressed: Mapping[str, str] = {}
+        self.helped: dict[str, float] = {}  # model that room is made for, and until when it has the first claim
         self.drained = Drained()
         self.seen: list[NodeStatus] = []
         self.looked = 0.0
@@ -61,6 +63,7 @@ class Tending:
     def need(self, demand: Mapping[str, Demand], pressed: Mapping[str, str], drained: Drained) -> None:
         fresh = demand.keys() - self.demand.keys() or (pressed, drained) != (self.pressed, self.drained)
         self.demand, self.pressed, self.drained = demand, pressed, drained
+        self.helped |= dict.fromkeys(pressed.values(), time.time() + HELP_S)
         for place in self._all():
             place.ends = self._why_ends(place)
         if fresh:
@@ -177,8 +180,16 @@ class Tending:
     def _may_start(self, place: Place, now: float) -> bool:
         if self.closed.is_set() or place.form.rests_at(now):
             return False
+        if self._gives_way(place.post.card.name):
+            return False
         asked = any(model == place.post.card.name for model, _ in list(self.asking.values()))
         return asked or now - place.failed_at > (UNSEEN_S if place.unseen else AGAIN_S)
+
+    def _gives_way(self, model: str) -> bool:
+        """Another model's gang is to get the room that was made for it, before anyone else seeks some."""
+        now = time.time()
+        helped = [name for name, until in self.helped.items() if now < until and name != model]
+        return any(place.seeks for name in helped for place in self.places.get(name, ()))
 
     def _feel(self, place: Place, one: Gang, now: float) -> None:
         try:
@@ -228,7 +239,8 @@ class Tending:
             if place.connection != connection:
                 raise Fault(Cause.RAY_GONE, "Ray was restarted while a gang waited for its room")
             self._plan(place.post.card.name)
-            return place.wanted and not self.closed.is_set()
+            way = self._gives_way(place.post.card.name)
+            return place.wanted and not way and not self.closed.is_set()
 
         def lacks() -> None:
             homes = {other.gang.id: other.homes for other in self._all() if other.gang is not None}

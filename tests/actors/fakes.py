@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ class Flat:
             os._exit(1)
         elif prompt == "hang":
             time.sleep(600)
+        elif prompt == "child":
+            subprocess.Popen(["sleep", "600"])
         elif prompt == "nan":
             raise NotFinite("the latent has NaN values")
         elif prompt == "odd":

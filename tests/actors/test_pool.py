@@ -97,6 +97,45 @@ def test_a_killed_rank_is_a_dead_gang(pool: Pool) -> None:
     assert drawn(pool) != first
 
 
+def test_what_a_rank_has_started_ends_with_it_be_it_killed(pool: Pool) -> None:
+    drawn(pool)
+    assert isinstance(pool.render([request_of("child")], never)[0], Rendered)
+    rank = psutil.Process(gang_of(pool).hello().pid)
+    (child,) = rank.children()
+    rank.kill()
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_an_idle_gang_that_does_not_answer_is_sick_and_well_again_or_goes(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = drawn(pool)
+    place, rank = pool.places["flat"][0], psutil.Process(gang_of(pool).hello().pid)
+    for name, seconds in (("health.ASK_S", 0.0), ("tending.SICK_S", 0.2)):
+        monkeypatch.setattr(f"actors.{name}", seconds)
+
+    def becomes(state: GangState) -> None:
+        def seen() -> bool:
+            pool.tend()
+            return place.state is state
+
+        until(seen)
+
+    rank.suspend()
+    try:
+        becomes(GangState.SICK)
+        assert pool._free([place]) is None
+    finally:
+        rank.resume()
+    becomes(GangState.READY)
+    assert drawn(pool) == first
+    rank.suspend()
+    monkeypatch.setattr("actors.tending.LOST_S", 0.4)
+    becomes(GangState.GONE)
+    assert place.waits_for.startswith("no answer for")
+    until(lambda: not rank.is_running())
+
+
 def test_a_hung_rank_ends_itself(settings: Settings) -> None:
     pool = make(settings, limit=lambda _: 2.0)
     drawn(pool)

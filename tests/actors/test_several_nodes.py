@@ -15,7 +15,7 @@ from actors.pool import Pool
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import Cause
-from farm.ports import Rendered
+from farm.ports import Demand, Drained, GangState, GangStatus, Rendered
 from tests.actors.conftest import joined, until
 from tests.actors.test_ranks_together import CARDS, never, request
 
@@ -80,6 +80,37 @@ def test_the_node_that_the_dispatcher_joined_by_is_lost_and_another_one_is_joine
     lost.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
     until(lambda: joined(theirs) != first, 60.0)
     assert ray.get(ray.put(5)) == 5
+
+
+@pytest.mark.slow
+def test_a_gang_leaves_a_drained_node_and_waits_for_a_node_to_come(settings: Settings, nodes: Cluster) -> None:
+    spec = PoolSpec(model="tiny", sequence=3, cpus=1)
+    theirs = settings.model_copy(update={"pools": (spec,), "ray_address": nodes.address})
+    pool = Pool(theirs, CARDS, room_s=2.0)
+    pool.start()
+    try:
+        first = drawn(pool)
+        homes = set(homes_of(first.gang))
+        needs = {"tiny": Demand(1, 1.0)}
+        pool.need(needs, {}, Drained(nodes=frozenset({min(homes)})))
+        until(lambda: status(pool).lacks_room, 60.0)
+        assert status(pool).state is GangState.STARTING
+        assert gang.standing() == []
+        waiting = [row for row in ray.util.placement_group_table().values() if row["state"] == "PENDING"]
+        assert len(waiting) == 1  # which is what Ray's autoscaler adds nodes for
+        added = nodes.add_node(num_cpus=1)
+        until(lambda: status(pool).state is GangState.READY, 120.0)
+        assert set(homes_of(status(pool).gang)) == homes - {min(homes)} | {added.node_id}
+        assert len(status(pool).nodes) == 3
+        pool.need({}, {}, Drained(gangs=frozenset({status(pool).gang})))
+        until(lambda: not gang.standing())
+        assert status(pool).state is GangState.GONE
+    finally:
+        pool.close(remove=True)
+
+
+def status(pool: Pool) -> GangStatus:
+    return pool.status()[0]
 
 
 def drawn(pool: Pool) -> Rendered:

@@ -1,0 +1,161 @@
+"""What each place is to have, told without Ray."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.gang import Gang, selector
+from actors.places import Place, post_of
+from actors.pool import Pool
+from farm.config import PoolSpec, Settings
+from farm.errors import Fault
+from farm.job import Cause
+from farm.ports import Demand, Drained, GangState
+from tests.actors.conftest import CARDS
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
+    """No gang is built or ended: what would be is written down."""
+    specs = (PoolSpec(model="flat", max=3, min=1), PoolSpec(model="other"))
+    made = Pool(Settings(home=tmp_path, pools=specs), CARDS, shard="tests.actors.fakes:load_flat")
+    monkeypatch.setattr(made, "_start", lambda place: None)
+    monkeypatch.setattr(Gang, "remove", lambda gang: None)
+    return made
+
+
+def stand(place: Place, state: GangState = GangState.READY) -> str:
+    nothing: Any = None
+    place.gang = Gang(f"{place.post.pool}.{place.number}", [], nothing, nothing)
+    place.homes = (f"node-{place.number}",)
+    place.pulse.at = time.time()
+    place.now(state, "a job")
+    return place.gang.id
+
+
+def states(pool: Pool, model: str) -> list[str]:
+    return [str(row.state) for row in pool.status() if row.model == model]
+
+
+def test_a_pool_grows_by_its_backlog_and_shrinks_only_where_nothing_was_done_for_long(pool: Pool) -> None:
+    pool.tend()
+    assert states(pool, "flat") == ["starting", "gone", "gone"]  # the one that is kept
+    pool.need({"flat": Demand(100, 1e6)}, {}, Drained())
+    pool.tend()
+    assert states(pool, "flat") == ["starting"] * 3
+    for place in pool.places["flat"]:
+        stand(place)
+        place.lock.release()
+    pool.need({}, {}, Drained())
+    pool.tend()
+    assert states(pool, "flat") == ["ready"] * 3
+    for place in pool.places["flat"]:
+        place.since -= place.spec.idle_s + 1
+    pool.places["flat"][1].lock.acquire()  # somebody draws there
+    pool.tend()
+    assert states(pool, "flat") == ["ready", "ready", "gone"]
+
+
+def test_a_drained_gang_ends_with_its_job_and_an_idle_one_at_once(pool: Pool) -> None:
+    busy, idle, far = pool.places["flat"]
+    names = [stand(busy, GangState.BUSY), stand(idle), stand(far)]
+    busy.lock.acquire()
+    pool.need({}, {}, Drained(frozenset({"node-1"}), frozenset(names[:1])))
+    assert states(pool, "flat") == ["draining", "draining", "ready"]
+    assert pool.status()[0].waits_for == "its last job: it is drained"
+    pool.tend()
+    assert states(pool, "flat") == ["draining", "gone", "ready"]
+    busy.now(GangState.READY)
+    pool._leave(busy)
+    assert states(pool, "flat")[0] == "gone"
+
+
+def test_a_drain_that_is_taken_back_in_time_is_none(pool: Pool) -> None:
+    busy = pool.places["flat"][0]
+    name = stand(busy, GangState.BUSY)
+    busy.lock.acquire()
+    pool.need({}, {}, Drained(gangs=frozenset({name})))
+    pool.need({}, {}, Drained())
+    pool._leave(busy)
+    assert states(pool, "flat")[0] == "busy"
+
+
+def test_who_made_room_seeks_none_before_the_other_has_it(pool: Pool) -> None:
+    flat, other = pool.places["flat"][0], pool.places["other"][0]
+    name, needs = stand(flat), {"flat": Demand(9, 1e6), "other": Demand(1, 1.0)}
+    pool.need(needs, {}, Drained())
+    pool.tend()
+    assert (other.seeks, states(pool, "flat")) == (True, ["ready", "starting", "starting"])
+    pool.need(needs, {name: "other"}, Drained())
+    pool.tend()
+    pool.need(needs, {}, Drained())
+    pool.tend()
+    assert states(pool, "flat")[0] == "gone"  # though there is work for it, and it is kept
+    stand(other)
+    pool.tend()
+    assert states(pool, "flat")[0] == "starting"
+
+
+def test_nobody_waits_inside_for_a_gang_that_does_not_come(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.room.why_none", lambda post, standing: f"no room for {post.pool}")
+    monkeypatch.setattr("actors.gang.standing", lambda: [])
+    (place,) = pool.places["other"]
+    began = time.time() - pool.room_s - 1
+    place.now(GangState.STARTING)
+    pool._give_up([place], began)
+    place.rivals = ()
+    with pytest.raises(Fault, match="no room for other") as caught:
+        pool._give_up([place], began)
+    assert caught.value.cause is Cause.NO_ROOM
+    pool._give_up([place], time.time())
+    place.fault, place.failed_at = Fault(Cause.GANG_DIED, "it died", gang="other.1"), time.time()
+    with pytest.raises(Fault, match="it died"):
+        pool._give_up([place], began)
+    stand(place, GangState.BUSY)
+    pool._give_up([place], began)
+
+
+def test_a_start_that_failed_is_tried_again_later_or_where_a_job_asks(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_join", lambda place: None)
+    (place,) = pool.places["other"]
+    pool._failed(place, Fault(Cause.WEIGHTS_MISSING, "no files"))
+    now = time.time()
+    assert not pool._may_start(place, now)
+    assert pool._may_start(place, now + 31)
+    place.lacks = "no files here"
+    assert not pool._may_start(place, now + 31)
+    pool.asking[1] = ("other", Demand(1, 1.0))
+    assert pool._may_start(place, now)
+    pool._failed(place, Fault(Cause.RAY_GONE, "away"))
+    del pool.asking[1]
+    assert pool._may_start(place, now)  # which may be back any moment
+
+
+def test_three_starts_that_failed_rest_the_place_and_say_no_more_than_the_cause(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_join", lambda place: None)
+    (place,) = pool.places["other"]
+    for _ in range(3):
+        time.sleep(0.002)
+        pool._failed(place, Fault(Cause.GANG_DIED, "the words of somebody's job"))
+    assert place.state is GangState.BENCHED
+    with pytest.raises(Fault, match="every gang of other rests") as caught:
+        pool._give_up([place], time.time())
+    assert "gang_died" in caught.value.detail
+    assert "somebody" not in caught.value.detail
+
+
+def test_a_drained_node_is_told_to_ray_beside_the_labels_of_the_pool(tmp_path: Path) -> None:
+    def asked(**labels: str) -> dict[str, str]:
+        spec = PoolSpec(model="flat", labels={name.replace("_", "-"): value for name, value in labels.items()})
+        return selector(post_of(spec, CARDS["flat"], Settings(home=tmp_path), "a:b"), frozenset({"b" * 4, "a" * 4}))
+
+    assert asked() == {"ray.io/node-id": "!in(aaaa,bbbb)"}
+    assert asked(zone="!in(a, b)") == {"zone": "!in(a, b)", "ray.io/node-id": "!in(aaaa,bbbb)"}
