@@ -29,7 +29,10 @@ CAUSE_OF: dict[str, Cause] = {
     "RpcError": Cause.RAY_GONE,
     "AuthenticationError": Cause.RAY_GONE,
     "ConnectionError": Cause.RAY_GONE,
+    "SystemExit": Cause.RAY_GONE,
 }
+# What a thread may meet that waits for Ray: where another one has left it meanwhile, Ray ends the thread by SystemExit.
+RAISED = (Exception, SystemExit)
 MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "running low on memory")
 LONGEST_DETAIL = 500
 EXIT = re.compile(r"Worker exit detail: ([^.]+)")

@@ -76,7 +76,10 @@ class RemoteGate:
 
     def _answers(self, method: str, count: int, *args: Any) -> list[Verdict | Fault]:
         with self.lock:
-            answers = self._call(method, args)
+            try:
+                answers = self._call(method, args)
+            except faults.RAISED as error:
+                raise faults.fault_of(error, otherwise=Cause.GATE_DOWN) from error
         if len(answers) != count or not all(isinstance(answer, Verdict | Fault) for answer in answers):
             raise Fault(Cause.GATE_ERROR, f"{count} asked, and the gate gave {len(answers)} answers or no verdicts")
         return answers
@@ -102,7 +105,7 @@ class RemoteGate:
             return ray.get(answer, timeout=limit_s + GRACE_S)
         except ray.exceptions.RayTaskError as error:  # it lives, and says what is wrong
             raise faults.fault_of(error, otherwise=Cause.GATE_DOWN) from error
-        except Exception as error:
+        except faults.RAISED as error:
             self._forget(actor)
             raise Died(faults.fault_of(error).detail) from error
 
@@ -122,5 +125,5 @@ class RemoteGate:
         self.actor = None
         try:
             ray.kill(actor)
-        except Exception as error:
+        except faults.RAISED as error:
             log.info("the lost gate could not be ended: %s", error)

@@ -57,7 +57,7 @@ class Pool(Tending):
             answers = self._render(place, tuple(requests), cancelled, watch)
             self._judge(place, job, answers)
             return answers
-        except Exception as error:
+        except faults.RAISED as error:
             fault = self._lost(place, error)
             self._judge(place, job, [fault])
             raise fault from error

@@ -108,7 +108,7 @@ class Tending:
             try:
                 self._look_around()
                 self.tend()
-            except Exception:
+            except faults.RAISED:
                 log.exception("the pool's tending failed and is tried again")
             self.news.wait(TEND_S)
             self.news.clear()
@@ -194,7 +194,7 @@ class Tending:
     def _feel(self, place: Place, one: Gang, now: float) -> None:
         try:
             owes_s = felt(place.pulse, one, now)
-        except Exception as error:
+        except faults.RAISED as error:
             self._lost(place, error)
             return
         if owes_s > LOST_S:
@@ -219,7 +219,7 @@ class Tending:
                 place.now(GangState.GONE, "a job")
                 return
             self._load(place, place.gang, fresh)
-        except Exception as error:
+        except faults.RAISED as error:
             self._failed(place, error)
         finally:
             place.rivals = None
@@ -260,7 +260,7 @@ class Tending:
         place.now(GangState.READY, "a job")
         log.info("gang %s is ready", one.id)
 
-    def _failed(self, place: Place, error: Exception) -> None:
+    def _failed(self, place: Place, error: BaseException) -> None:
         """Each start that its gang has to answer for is a strike."""
         before, fault = place.fault, self._lost(place, error)
         if str(fault) != str(before):  # once
@@ -305,7 +305,7 @@ class Tending:
             place.lock.release()
             self.freed.notify_all()
 
-    def _lost(self, place: Place, error: Exception) -> Fault:
+    def _lost(self, place: Place, error: BaseException) -> Fault:
         """What it means; a gang that cannot be trusted goes. Ray lost is told from a gang lost by asking for Ray."""
         fault = faults.fault_of(error, place.gang.id if place.gang else None)
         before = place.connection
@@ -332,6 +332,6 @@ class Tending:
         log.warning("gang %s removed: %s", one.id, why or "the pool closes")
         try:
             one.remove()
-        except Exception as error:
+        except faults.RAISED as error:
             log.warning("gang %s could not be removed, the next pool sweeps it: %s", one.id, faults.fault_of(error))
             self.swept = False

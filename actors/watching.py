@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors import faults
 from actors.messages import Mark
 from farm.ports import Step
 
@@ -29,7 +30,7 @@ class Watching:
         """Between two looks at whether the work is done. Trouble here is no trouble of the work's."""
         try:
             self._look(time.monotonic())
-        except Exception as error:  # a rank that died is heard of by its work
+        except faults.RAISED as error:  # a rank that died is heard of by its work
             log.info("nothing was heard of a gang at work: %s", error)
 
     def _look(self, now: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import cast
 
 import pytest
 import ray
@@ -12,8 +13,13 @@ import torch
 from actors.faults import LONGEST_DETAIL, ends_gang, fault_of
 from actors.flux.headers import NotRendered, WeightsError
 from actors.flux.render import NotFinite
+from actors.gang import Gang
+from actors.pool import Pool
+from farm.config import Settings
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
+from farm.ports import GangState
+from tests.actors.conftest import CARDS, request_of
 
 KNOWN = [
     (NotFinite("latent", [0]), Cause.NOT_FINITE),
@@ -28,13 +34,15 @@ KNOWN = [
     (ray.exceptions.NodeDiedError("gone"), Cause.GANG_DIED),
     (ray.exceptions.GetTimeoutError("late"), Cause.GANG_HUNG),
     (ray.exceptions.RaySystemError("no head"), Cause.RAY_GONE),
+    (ray.exceptions.LocalRayletDiedError(), Cause.RAY_GONE),
     (ConnectionRefusedError("no head"), Cause.RAY_GONE),
+    (SystemExit(0), Cause.RAY_GONE),
     (ValueError("what nobody foresaw"), Cause.RENDER_ERROR),
 ]
 
 
 @pytest.mark.parametrize(("error", "cause"), KNOWN, ids=[type(error).__name__ for error, _ in KNOWN])
-def test_every_known_exception_has_its_cause(error: Exception, cause: Cause) -> None:
+def test_every_known_exception_has_its_cause(error: BaseException, cause: Cause) -> None:
     fault = fault_of(error, "g1")
     assert fault.cause is cause
     assert fault.gang == "g1"
@@ -60,3 +68,27 @@ def test_details_stay_short() -> None:
 @pytest.mark.parametrize("cause", list(Cause))
 def test_a_gang_ends_by_what_it_pays_for(cause: Cause) -> None:
     assert ends_gang(Fault(cause, "")) == (CAUSES[cause] is Payer.GANG or cause is Cause.RAY_GONE)
+
+
+class Leaves:
+    """A gang that draws while another thread leaves Ray: what Ray raises then would end the thread unseen."""
+
+    id = "g1"
+
+    def render(self, *_: object) -> None:
+        raise SystemExit(0)
+
+    def remove(self) -> None:
+        raise SystemExit(0)
+
+
+def test_a_thread_that_ray_would_end_goes_on_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(Settings(home=tmp_path, device="cpu"), CARDS)
+    (place,) = pool.places["flat"]
+    place.gang, place.state = cast("Gang", Leaves()), GangState.READY
+    monkeypatch.setattr(pool, "_join", lambda _: None)
+    with pytest.raises(Fault) as caught:
+        pool.render([request_of("a")], lambda: False)
+    assert caught.value.cause is Cause.RAY_GONE
+    assert pool.places["flat"][0].gang is None
+    assert not place.lock.locked()
