@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from actors import faults, gang, room
+from actors import cluster, faults, gang, room
 from actors.messages import Order
 from actors.places import Place
 from actors.tending import ROOM_S, TEND_S, Tending
@@ -124,6 +124,7 @@ class Pool(Tending):
         way = self._gives_way(latest.post.card.name)
         lacking = next((place for place in places if place.rivals is not None or way), None)
         if lacking is not None and now - began > self.room_s:
+            cluster.connect(self.settings)  # or it is Ray that lacks
             raise Fault(Cause.NO_ROOM, room.why_none(lacking.post, gang.standing()))
 
     def _render(

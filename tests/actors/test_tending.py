@@ -108,6 +108,9 @@ def test_nobody_waits_inside_for_a_gang_that_does_not_come(pool: Pool, monkeypat
     place.now(GangState.STARTING)
     pool._give_up([place], began)
     place.rivals = ()
+    with pytest.raises(Fault, match="Ray is not running"):  # the old one is not asked what it has room for
+        pool._give_up([place], began)
+    monkeypatch.setattr("actors.cluster.connect", lambda settings: "joined")
     with pytest.raises(Fault, match="no room for other") as caught:
         pool._give_up([place], began)
     assert caught.value.cause is Cause.NO_ROOM

@@ -19,8 +19,8 @@ from tests.chaos.node import token
 from tests.chaos.run import STARTED_S, Report, batches, play, submit, unsettled
 from tests.chaos.victims import Trial, free_port, until_alive
 
-NODES = 3  # beside the head, of one CPU each
-POOLS = [{"model": "tiny", "name": "one"}, {"model": "tiny", "name": "two", "sequence": 2}]  # two nodes hold the second
+NODES = 3  # beside the head, of one CPU each: a gang of one rank and one over two nodes
+POOLS = [{"model": "tiny", "name": "one", "min": 1}, {"model": "tiny", "name": "two", "min": 1, "sequence": 2}]
 WEIGHTS = {"rank": 4, "raylet": 3, "node": 3, "head": 2, "gate": 1, "dispatch": 2}
 WHOLE = ("node", "head")
 PATIENCE_S = (3.0, 60.0)  # for work to get through before the next kill: the shorter one hits the mending itself
