@@ -19,6 +19,7 @@ from typing import Any
 
 from actors.messages import Hello, Order, Post
 from actors.rank import CONTROL, RENDER, Rank
+from actors.stages import Passed
 from actors.watching import Watching
 from farm.errors import Fault
 from farm.job import Cause
@@ -76,13 +77,17 @@ class Gang:
         cancelled: Callable[[], bool],
         watch: Callable[[Sequence[Step]], None] = ignore,
         keep: Callable[[int, bytes], None] = forget,
-    ) -> list[Rendered | Fault]:
+        given: Sequence[Any] = (),
+    ) -> list[Rendered | Passed | Fault]:
         """Every rank runs the whole loop; the first answers. A rank that fails is heard at once. Meanwhile `watch`
-        hears how far the jobs are, and `keep` is given what each could go on from."""
+        hears how far the jobs are, and `keep` is given what each could go on from. `given`, of the stage before, and
+        what is made for the next one are references: ranks get it from each other."""
         import ray
 
-        given = ray.put(order) if len(self.ranks) > 1 else order
-        calls = [rank.render.options(concurrency_group=RENDER).remote(given) for rank in self.ranks]
+        asked = ray.put(order) if len(self.ranks) > 1 else order
+        answering = {"concurrency_group": RENDER, "num_returns": 1 + len(order.requests) * order.hands_on}
+        replies = [rank.render.options(**answering).remote(asked, *given) for rank in self.ranks]
+        calls = [reply[0] if order.hands_on else reply for reply in replies]
         waiting, told, end = list(calls), False, time.monotonic() + order.limit_s + GRACE_S
         watching = Watching(lambda save: _ask(self.ranks[0], "progress").remote(order.call, save), watch, keep)
         while waiting:
@@ -100,7 +105,10 @@ class Gang:
             if waiting and time.monotonic() > end:
                 raise Fault(Cause.GANG_HUNG, f"no answer within {order.limit_s:.0f} s", gang=self.id)
             watching.look()
-        answers: list[Rendered | Fault] = ray.get(calls[0])
+        answers: list[Any] = ray.get(calls[0])
+        if order.hands_on:
+            pairs = zip(answers, replies[0][1:], strict=True)
+            return [answer if isinstance(answer, Fault) else Passed(made, answer) for answer, made in pairs]
         return answers
 
     def remove(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from actors.stages import WHOLE, Stage, asked
 from farm.ports import GangState, ModelCard, RenderRequest, Step
 
 
@@ -26,7 +27,18 @@ class Post:
     gpus: float | None = None  # of a rank; None: 1 where the cluster has any
     labels: tuple[tuple[str, str], ...] = ()
     embeddings_mb: int = 256
+    stages: tuple[Stage, ...] = WHOLE
     code: str = ""  # fingerprint of what its ranks run
+
+    @property
+    def asked(self) -> str:
+        """What a job asks for that comes here."""
+        return asked(self.card.name, self.stages)
+
+    @property
+    def hands_on(self) -> bool:
+        """Its ranks make no pictures, but what others make them of."""
+        return Stage.DECODE not in self.stages
 
     @property
     def ranks(self) -> int:
@@ -57,6 +69,7 @@ class Order:
     requests: tuple[RenderRequest, ...]
     limit_s: float
     save_every: int = 0  # steps; 0: never
+    hands_on: bool = False  # as the post of whoever is asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from actors.gang import Gang
 from actors.health import Pulse
 from actors.messages import Post
 from actors.rank import code_of
+from actors.stages import WHOLE, Stage
 from actors.wanted import Seat
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
@@ -106,7 +107,7 @@ class Place:
         )
 
 
-def post_of(pool: PoolSpec, card: ModelCard, settings: Settings, shard: str) -> Post:
+def post_of(pool: PoolSpec, card: ModelCard, settings: Settings, shard: str, stages: tuple[Stage, ...] = WHOLE) -> Post:
     folder = pool.weights or settings.models
     return Post(
         card,
@@ -123,5 +124,6 @@ def post_of(pool: PoolSpec, card: ModelCard, settings: Settings, shard: str) -> 
         pool.gpus,
         tuple(sorted(pool.labels.items())),
         settings.embeddings_mb,
+        stages,
         code_of(),
     )

@@ -1,11 +1,12 @@
-"""Which gangs there may be: the declared pools, and one of one rank for each other model."""
+"""Which gangs there may be: the declared pools, their stages apart, and one of one rank for each other model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from farm.config import PoolSpec, Settings
+from actors.stages import WHOLE, Stage
+from farm.config import GangSpec, PoolSpec, Settings
 from farm.errors import BadInput, nearest
 from farm.ports import ModelCard
 
@@ -33,6 +34,23 @@ def groups_of(
     others = [pool for pool in pools_of(settings, cards) if pool.model not in declared]
     ready = [pool for pool in others if not lacking(cards[pool.model], folder)]
     return min(MOST, 2 * max(1, sum(pool.max for pool in (*settings.pools, *ready))))
+
+
+def divided(pool: PoolSpec) -> list[tuple[tuple[Stage, ...], PoolSpec]]:
+    """Its gangs with the stages that they do, in the order of a job's path; a stage that runs apart as if it were a
+    pool of its own."""
+    apart = {Stage.ENCODE: pool.encoders, Stage.DECODE: pool.decoders}
+    own = tuple(stage for stage in WHOLE if apart.get(stage) is None)
+    before = [((Stage.ENCODE,), _alone(pool, Stage.ENCODE, pool.encoders))] if pool.encoders else []
+    after = [((Stage.DECODE,), _alone(pool, Stage.DECODE, pool.decoders))] if pool.decoders else []
+    return [*before, (own, pool), *after]
+
+
+def _alone(pool: PoolSpec, stage: Stage, spec: GangSpec) -> PoolSpec:
+    """Of one rank. Where it names no device, the pool's is meant."""
+    given = {name: getattr(spec, name) for name in GangSpec.model_fields} | {"device": spec.device or pool.device}
+    fixed = {"name": f"{pool.called}/{stage}", "tensor": 1, "sequence": 1, "encoders": None, "decoders": None}
+    return pool.model_copy(update=given | fixed)
 
 
 def precision_of(precision: str, device: str) -> str:

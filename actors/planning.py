@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import TypeVar
 
 from actors.flux.memory import streaming_bytes
 from actors.flux.names import Part
@@ -16,14 +17,18 @@ from actors.flux.quant import fp8_of
 from actors.flux.shapes import T5Sizes
 from actors.flux.sharding import check, shares
 from actors.placing import UNIT, Bundle, Node, Room, has_labels, place, units
-from actors.plan import precision_of
-from actors.weighing import Stored, gigabytes, kept, room_bytes
-from farm.config import PoolSpec, Settings
+from actors.plan import divided, precision_of
+from actors.stages import Stage
+from actors.weighing import Stored, gigabytes, kept, needed, room_bytes
+from farm.config import GangSpec, PoolSpec, Settings
+
+Spec = TypeVar("Spec", bound=GangSpec)
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
     pool: str
+    stages: list[str]  # that its ranks do
     model: str
     tensor: int
     sequence: int
@@ -53,38 +58,50 @@ class Planned:
 def settled(pool: PoolSpec, settings: Settings, gpus_there: bool) -> PoolSpec:
     """With all that it leaves open filled in, as dispatchers and ranks do."""
     device = pool.device or settings.device
-    gpus = pool.gpus
+    apart = {"encoders": pool.encoders, "decoders": pool.decoders}
+    filled = {
+        name: _filled(spec, spec.device or device, gpus_there) for name, spec in apart.items() if spec is not None
+    }
+    return _filled(pool, device, gpus_there).model_copy(update=filled | {"weights": pool.weights or settings.models})
+
+
+def _filled(spec: Spec, device: str, gpus_there: bool) -> Spec:
+    gpus = spec.gpus
     if gpus is None:
         gpus = float(device.startswith("cuda") or (device == "auto" and gpus_there))
     if device == "auto":
         device = "cuda" if gpus else "cpu"
-    filled = {"device": device, "gpus": gpus, "weights": pool.weights or settings.models}
-    return pool.model_copy(update=filled)
+    return spec.model_copy(update={"device": device, "gpus": gpus})
 
 
 def planned(
     pools: Sequence[PoolSpec], stored: Mapping[str, Stored], nodes: Iterable[Node], offload: str = "auto"
 ) -> list[Planned]:
-    """One row for each pool, all of them settled. What is kept warm must find room beside that of the other pools."""
+    """A row for each pool, all of them settled, and for each of its stages that run apart. What is kept warm must find
+    room beside that of the others."""
     rooms = [Room.of(node) for node in nodes]
     left, rows = rooms, []
-    for pool in pools:
-        held = stored[pool.called]
+    crews = [(stages, crew, needed(stored[pool.called], stages)) for pool in pools for stages, crew in divided(pool)]
+    for stages, pool, held in crews:
         bundle = bundle_of(pool, held, offload)
-        row = alone(pool, held, bundle, rooms, offload)
+        row = alone(pool, stages, held, bundle, rooms, offload)
         if row.fits == "yes" and pool.min:
             where, left = gangs_of(pool, bundle, left, pool.min)
-            row = replace(row, where=where) if len(where) == pool.min else fewer(row, where, pools)
+            others = [crew for _, crew, _ in crews]
+            row = replace(row, where=where) if len(where) == pool.min else fewer(row, where, others)
         rows.append(row)
     return rows
 
 
-def alone(pool: PoolSpec, stored: Stored, bundle: Bundle, rooms: Sequence[Room], offload: str) -> Planned:
+def alone(
+    pool: PoolSpec, stages: Sequence[Stage], stored: Stored, bundle: Bundle, rooms: Sequence[Room], offload: str
+) -> Planned:
     each = {part: sum(held.values()) for part, held in kept(pool, stored).items()}
     why = [*faults_of(pool, stored), *no_room(pool, bundle, rooms)]
     gangs = [] if why else gangs_of(pool, bundle, rooms, pool.max)[0]
     return Planned(
         pool=pool.called,
+        stages=[str(stage) for stage in stages],
         model=pool.model,
         tensor=pool.tensor,
         sequence=pool.sequence,

@@ -8,10 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from actors import cluster, faults, gang, room
 from actors.messages import Order
 from actors.places import Place
+from actors.stages import Passed, Stage, along
 from actors.tending import ROOM_S, TEND_S, Tending
 from farm.config import Settings
 from farm.errors import Fault
@@ -20,6 +23,7 @@ from farm.ports import Demand, GangState, GangStatus, ModelCard, NodeStatus, Ren
 from farm.scratch import SCRATCH, Scratch
 
 POLL_S = 0.1
+Answer = Rendered | Passed | Fault
 
 
 def limit_s(requests: Sequence[RenderRequest]) -> float:
@@ -51,10 +55,25 @@ class Pool(Tending):
         cancelled: Callable[[], bool],
         watch: Callable[[Sequence[Step]], None] = ignore,
     ) -> list[Rendered | Fault]:
-        place = self._place(requests, cancelled)
+        """From stage to stage, where they are apart. What one makes for the next goes past us."""
+        model = requests[0].spec.model
+        if model not in self.paths:
+            raise Fault(Cause.WEIGHTS_MISSING, f"this farm has no pool for {model!r}")
+        return along(self.paths[model], requests, partial(self._stage, cancelled, watch))
+
+    def _stage(
+        self,
+        cancelled: Callable[[], bool],
+        watch: Callable[[Sequence[Step]], None],
+        asked_for: str,
+        requests: Sequence[RenderRequest],
+        given: Sequence[Any],
+    ) -> Sequence[Answer]:
+        """By a gang that does it. Whatever goes wrong here is this gang's."""
+        place = self._place(asked_for, requests, cancelled)
         job = requests[0].job_id
         try:
-            answers = self._render(place, tuple(requests), cancelled, watch)
+            answers = self._render(place, tuple(requests), given, cancelled, watch)
             self._judge(place, job, answers)
             return answers
         except faults.RAISED as error:
@@ -71,19 +90,16 @@ class Pool(Tending):
     def nodes(self) -> list[NodeStatus]:
         return self.seen
 
-    def _place(self, requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> Place:
-        """One of the model's, locked, with a gang that is warm and free."""
-        model = requests[0].spec.model
-        if model not in self.places:
-            raise Fault(Cause.WEIGHTS_MISSING, f"this farm has no pool for {model!r}")
+    def _place(self, asked_for: str, requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> Place:
+        """One for what is asked, locked, with a gang that is warm and free."""
         me, began = threading.get_ident(), time.time()
-        self.asking[me] = model, Demand(len(requests), work_of(requests))
+        self.asking[me] = asked_for, Demand(len(requests), work_of(requests))
         try:
             tended = 0.0
             while not cancelled():
-                if (place := self._free(self.places[model])) is not None:
+                if (place := self._free(self.places[asked_for])) is not None:
                     return place
-                self._give_up(self.places[model], began)
+                self._give_up(self.places[asked_for], began)
                 if time.time() - tended > TEND_S:
                     self.tend()
                     tended = time.time()
@@ -115,7 +131,7 @@ class Pool(Tending):
         now = time.time()
         if places and all(place.form.rests_at(now) for place in places):
             soonest = min(places, key=lambda place: place.form.until)
-            raise Fault(Cause.NO_ROOM, f"every gang of {soonest.post.card.name} rests: {soonest.waits_for}")
+            raise Fault(Cause.NO_ROOM, f"every gang of {soonest.post.asked} rests: {soonest.waits_for}")
         if any(place.usable or place.comes for place in places):
             return
         latest = max(places, key=lambda place: place.failed_at)
@@ -131,31 +147,44 @@ class Pool(Tending):
         self,
         place: Place,
         requests: tuple[RenderRequest, ...],
+        given: Sequence[Any],
         cancelled: Callable[[], bool],
         watch: Callable[[Sequence[Step]], None],
-    ) -> list[Rendered | Fault]:
+    ) -> list[Answer]:
         one = place.gang
         if one is None:
             raise Fault(Cause.GANG_DIED, "its gang was removed before it was asked")
         place.now(GangState.BUSY, f"{len(requests)} pictures")
-        begun = tuple(replace(request, resume=self.scratch.read(request.job_id)) for request in requests)
-        order = Order(os.urandom(8).hex(), begun, self.limit(requests), self.settings.save_every)
-        answers = one.render(order, cancelled, watch, self.scratch.write)
+        begun, call = requests, os.urandom(8).hex()
+        if denoises := Stage.DENOISE in place.post.stages:
+            begun = tuple(replace(request, resume=self.scratch.read(request.job_id)) for request in requests)
+        order = Order(call, begun, self.limit(requests), self.settings.save_every, place.post.hands_on)
+        answers = one.render(order, cancelled, watch, self.scratch.write, given)
         for request, answer in zip(requests, answers, strict=True):
-            if isinstance(answer, Fault) and answer.cause is not Cause.LEASE_LOST:
+            if denoises and isinstance(answer, Fault) and answer.cause is not Cause.LEASE_LOST:
                 self.scratch.drop(request.job_id)  # it may be what is wrong
         place.now(GangState.READY, "a job")
         place.drawn += 1
         self._learn(place, requests, answers)
-        ending = [answer for answer in answers if isinstance(answer, Fault) and faults.ends_gang(answer)]
-        if ending:
+        wrong = [answer for answer in answers if isinstance(answer, Fault)]
+        refused = {answer.gang or "" for answer in wrong if answer.cause is Cause.WEIGHTS_MISSING}
+        if ending := [answer for answer in wrong if faults.ends_gang(answer) or refused]:
             self._remove(place, str(ending[0]))
+        for giver in refused:
+            self._other_files(giver)
         return answers
 
-    def _learn(self, place: Place, requests: Sequence[RenderRequest], answers: Sequence[Rendered | Fault]) -> None:
+    def _other_files(self, giver: str) -> None:
+        """What was made there was refused. Which of the two gangs has files that were changed since, is not known."""
+        for place in self._all():
+            if place.gang is not None and place.gang.id == giver and place.lock.acquire(blocking=False):
+                self._remove(place, "it has loaded other files than those who go on with what it makes")
+                self._leave(place)
+
+    def _learn(self, place: Place, requests: Sequence[RenderRequest], answers: Sequence[Answer]) -> None:
         """What a step takes here."""
-        drawn = [(one, asked) for one, asked in zip(answers, requests, strict=True) if isinstance(one, Rendered)]
-        if (work := work_of([asked for _, asked in drawn])) > 0:
-            pace_s = sum(one.seconds for one, _ in drawn if isinstance(one, Rendered)) / work
+        made = [(one, asked) for one, asked in zip(answers, requests, strict=True) if not isinstance(one, Fault)]
+        if (work := work_of([asked for _, asked in made])) > 0:
+            pace_s = sum(one.seconds for one, _ in made) / work
             for other in self._alike(place):
                 other.pace_s = pace_s

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from actors import saved
 from actors.faults import fault_of
 from actors.messages import Hello, Mark, Order, Post
+from actors.stages import Made, Stage
 from actors.work import Work, frame_of
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
@@ -28,13 +29,14 @@ from farm.ports import GangState, Rendered, RenderRequest
 
 if TYPE_CHECKING:
     from actors.flux.offload import Setting
-    from actors.flux.render import Pixels, Preview, RenderJob
+    from actors.flux.render import Preview, RenderJob
     from actors.flux.sampler import SavedLatent
     from actors.meeting import Door
 
 log = logging.getLogger("farm.rank")
 # What ranks meet alike: they compute the same, and vote on stopping.
-MET_BY_ALL = frozenset({Cause.NOT_FINITE, Cause.BAD_INPUT, Cause.LEASE_LOST})
+MET_BY_ALL = frozenset({Cause.NOT_FINITE, Cause.BAD_INPUT, Cause.LEASE_LOST, Cause.WEIGHTS_MISSING})
+Answer = Rendered | Fault | tuple[float, Made]  # the seconds it took, and what is handed on
 RENDER, CONTROL = "render", "control"  # the actor's concurrency groups: work goes one by one, questions pass it
 
 
@@ -47,7 +49,7 @@ class Draws(Protocol):
         on_step: Callable[[int, int, Preview], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
         resume: SavedLatent | None = None,
-    ) -> Sequence[Pixels]: ...
+    ) -> Sequence[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Begun:
     request: RenderRequest
     digest: str
     start: SavedLatent | None = None
+    given: Made | None = None  # of the stage before
 
     def kind(self) -> tuple[tuple[int, int] | None, int]:
         """What those have in common that are drawn together."""
@@ -82,7 +85,7 @@ def load_shard(post: Post) -> Shard:
     device = device_of(post)
     dtype = getattr(torch, precision_of(post.precision, device))
     setting, fp8 = cast("Setting", post.offload), fp8_of(post.precision, device)
-    load = Load(device, dtype, setting, post.tensor, post.sequence, fp8, embeddings_mb=post.embeddings_mb)
+    load = Load(device, dtype, setting, post.tensor, post.sequence, fp8, post.stages, post.embeddings_mb)
     known = load_known(post.card, folder, load)
     return Shard(known.renderer, known.weights, known.files)
 
@@ -137,14 +140,17 @@ class Rank:
         self.state = GangState.READY
         return self.hello()
 
-    def render(self, order: Order) -> list[Rendered | Fault]:
+    def render(self, order: Order, *given: Made) -> Any:
+        """An answer for each; where it hands on, its seconds or the fault, and then apart what was made of each, or
+        None. `given` is what the stage before has made."""
         if self.shard is None:
             raise Fault(Cause.GANG_DIED, "asked to draw before its weights were there", gang=self.gang)
         self.work = Work(order.call, order.save_every, self.gang, self.shard.weights)
         self.state = GangState.BUSY
         try:
             with watchdog(order.limit_s):
-                return self._answers(self.shard, order.requests)
+                answers = self._answers(self.shard, order.requests, given)
+                return apart(answers, len(order.requests)) if order.hands_on else answers
         finally:
             self.work, self.state = Work(), GangState.READY
 
@@ -165,25 +171,29 @@ class Rank:
 
             join(self.number, self.post.ranks, self.door or meeting, device_of(self.post))
 
-    def _answers(self, shard: Shard, requests: tuple[RenderRequest, ...]) -> list[Rendered | Fault]:
-        answers: list[Rendered | Fault] = []
-        for _, alike in groupby([self._begun(shard, request) for request in requests], key=Begun.kind):
+    def _answers(self, shard: Shard, requests: Sequence[RenderRequest], given: Sequence[Made]) -> list[Answer]:
+        answers: list[Answer] = []
+        made: Sequence[Made | None] = given or [None] * len(requests)
+        begun = [self._begun(shard, request, one) for request, one in zip(requests, made, strict=True)]
+        for _, alike in groupby(begun, key=Begun.kind):
             answers += self._together(shard, tuple(alike))
         return answers
 
-    def _begun(self, shard: Shard, request: RenderRequest) -> Begun:
-        digest = saved.digest_of(request, shard.weights, self.post, device_of(self.post))
+    def _begun(self, shard: Shard, request: RenderRequest, given: Made | None = None) -> Begun:
+        by = given.by if given else ""
+        digest = saved.digest_of(request, shard.weights, self.post, device_of(self.post), by)
+        anew = Begun(request, digest, given=given)
         if request.resume is None:
-            return Begun(request, digest)
+            return anew
         try:
             start = saved.unpack(request.resume, digest)
         except ValueError as error:
             log.warning("job %d starts anew, not from what was kept of it: %s", request.job_id, error)
-            return Begun(request, digest)
+            return anew
         log.info("job %d goes on from step %d", request.job_id, start.step)
-        return Begun(request, digest, start)
+        return replace(anew, start=start)
 
-    def _together(self, shard: Shard, begun: tuple[Begun, ...]) -> list[Rendered | Fault]:
+    def _together(self, shard: Shard, begun: tuple[Begun, ...]) -> list[Answer]:
         """If a group fails, each is drawn alone: one bad job is not held against its neighbours."""
         try:
             return list(self._draw(shard, begun))
@@ -197,21 +207,42 @@ class Rank:
             return [fault for _ in begun]
         return [answer for one in begun for answer in self._together(shard, (one,))]
 
-    def _draw(self, shard: Shard, begun: tuple[Begun, ...]) -> list[Rendered]:
+    def _draw(self, shard: Shard, begun: tuple[Begun, ...]) -> list[Answer]:
+        given = [self._sound(one.given, shard) for one in begun if one.given]
         began, requests = time.monotonic(), [one.request for one in begun]
         starts = [one.start for one in begun if one.start is not None]
-        pictures = shard.renderer.render(
+        render: Callable[..., Sequence[Any]] = shard.renderer.render  # what begins with the words takes nothing given
+        made = render(
             [job_of(request) for request in requests],
             on_step=self.work.seen(requests, [one.digest for one in begun]) if self.number == 0 else None,
             cancelled=self.work.stop.is_set,
             resume=saved.joined(starts) if starts else None,
+            **({"given": [made.value for made in given]} if given else {}),
         )
         seconds = (time.monotonic() - began) / len(requests)
         if self.number > 0:
             return []
-        if len(pictures) != len(requests):
-            raise RuntimeError(f"{len(pictures)} pictures for {len(requests)} jobs")
-        return [Rendered(frame_of(picture), self.gang, shard.weights, seconds) for picture in pictures]
+        if len(made) != len(requests):
+            raise RuntimeError(f"{len(made)} pictures for {len(requests)} jobs")
+        if self.post.hands_on:
+            by = f"{device_of(self.post).partition(':')[0]} {self.post.precision}"
+            return [(seconds, Made(value, self.gang, shard.weights, by)) for value in made]
+        drew = self.gang if Stage.DENOISE in self.post.stages or not given else given[0].gang
+        return [Rendered(frame_of(picture), drew, shard.weights, seconds) for picture in made]
+
+    def _sound(self, made: Made, shard: Shard) -> Made:
+        """What goes on record as the weights must be what the stage before had, too."""
+        if made.weights != shard.weights:
+            words = f"gang {made.gang} has loaded other files of {self.post.card.name} than gang {self.gang}"
+            raise Fault(Cause.WEIGHTS_MISSING, words, gang=made.gang)
+        return made
+
+
+def apart(answers: Sequence[Answer], count: int) -> tuple[Any, ...]:
+    """As Ray returns it: what the dispatcher reads, and what it hands on unread. Only the first rank has any."""
+    told = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
+    made = [answer[1] if isinstance(answer, tuple) else None for answer in answers]
+    return told, *(made or [None] * count)
 
 
 def require(code: str) -> None:

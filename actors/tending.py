@@ -20,7 +20,8 @@ from actors.gang import Gang
 from actors.health import LOST_S, SICK_S, Pulse, felt
 from actors.models import lacking
 from actors.places import ROOM, Place, post_of
-from actors.plan import pools_of
+from actors.plan import divided, pools_of
+from actors.stages import Passed
 from actors.wanted import chosen, wanted
 from farm.config import Settings
 from farm.errors import Fault
@@ -46,10 +47,13 @@ class Tending:
         room_s: float,
     ) -> None:
         self.settings, self.room_s = settings, room_s
-        self.places: dict[str, list[Place]] = {}  # by model
+        self.places: dict[str, list[Place]] = {}  # by what a job asks for: its model, or a stage of it apart
+        self.paths: dict[str, list[str]] = {}  # what a job of a model asks for, one after the other
         for pool in pools_of(settings, cards):
-            post = post_of(pool, cards[pool.model], settings, shard)
-            self.places.setdefault(pool.model, []).extend(Place(number, post, pool) for number in range(pool.max))
+            crews = [(post_of(crew, cards[pool.model], settings, shard, do), crew) for do, crew in divided(pool)]
+            self.paths[pool.model] = [post.asked for post, _ in crews]
+            for post, crew in crews:
+                self.places.setdefault(post.asked, []).extend(Place(number, post, crew) for number in range(crew.max))
         self.demand: Mapping[str, Demand] = {}  # as the dispatcher last told
         self.asking: dict[int, tuple[str, Demand]] = {}  # thread to what it wants drawn
         self.pressed: Mapping[str, str] = {}
@@ -72,8 +76,8 @@ class Tending:
     def tend(self) -> None:
         """Build the gangs that are needed now or kept warm, look after those that are idle, and let go of those that
         had no job for long. What is in use is left alone."""
-        for model in self.places:
-            self._plan(model)
+        for asked_for in self.places:
+            self._plan(asked_for)
         for place in self._all():
             place.ends = self._why_ends(place)
             if place.lock.acquire(blocking=False):
@@ -137,11 +141,11 @@ class Tending:
                 cluster.connect(self.settings)
                 self.seen = room.nodes()
 
-    def _plan(self, model: str) -> None:
+    def _plan(self, asked_for: str) -> None:
         """Which places are to have a gang now."""
-        places, now = self.places[model], time.time()
-        asked = [demand for name, demand in list(self.asking.values()) if name == model]
-        told = self.demand.get(model, Demand())
+        places, now = self.places[asked_for], time.time()
+        asked = [demand for name, demand in list(self.asking.values()) if name == asked_for]
+        told = self.demand.get(places[0].post.card.name, Demand())
         jobs, work = sum(one.jobs for one in asked), sum(one.work for one in asked)
         demand = Demand(max(told.jobs, jobs), max(told.work, work))
         load_s = max(1.0, min(place.load_s for place in places))
@@ -182,14 +186,14 @@ class Tending:
             return False
         if self._gives_way(place.post.card.name):
             return False
-        asked = any(model == place.post.card.name for model, _ in list(self.asking.values()))
+        asked = any(name == place.post.asked for name, _ in list(self.asking.values()))
         return asked or now - place.failed_at > (UNSEEN_S if place.unseen else AGAIN_S)
 
     def _gives_way(self, model: str) -> bool:
         """Another model's gang is to get the room that was made for it, before anyone else seeks some."""
         now = time.time()
         helped = [name for name, until in self.helped.items() if now < until and name != model]
-        return any(place.seeks for name in helped for place in self.places.get(name, ()))
+        return any(place.seeks and place.post.card.name in helped for place in self._all())
 
     def _feel(self, place: Place, one: Gang, now: float) -> None:
         try:
@@ -238,7 +242,7 @@ class Tending:
             self._join(place)
             if place.connection != connection:
                 raise Fault(Cause.RAY_GONE, "Ray was restarted while a gang waited for its room")
-            self._plan(place.post.card.name)
+            self._plan(place.post.asked)
             way = self._gives_way(place.post.card.name)
             return place.wanted and not way and not self.closed.is_set()
 
@@ -272,7 +276,7 @@ class Tending:
     # What both do
 
     def _alike(self, place: Place) -> list[Place]:
-        return [other for other in self.places[place.post.card.name] if other.post == place.post]
+        return [other for other in self.places[place.post.asked] if other.post == place.post]
 
     def _join(self, place: Place) -> None:
         """Handles do not outlive the connection they were made under, and another head knows nothing of the gang."""
@@ -280,8 +284,8 @@ class Tending:
         if connection != place.connection:
             place.gang, place.connection = None, connection
 
-    def _judge(self, place: Place, job: int, answers: Sequence[Rendered | Fault]) -> None:
-        if any(isinstance(answer, Rendered) for answer in answers):
+    def _judge(self, place: Place, job: int, answers: Sequence[Rendered | Passed | Fault]) -> None:
+        if not all(isinstance(answer, Fault) for answer in answers):
             place.form = Form()
         ended = [answer for answer in answers if isinstance(answer, Fault) and CAUSES[answer.cause] is Payer.GANG]
         if not ended or len(ended) < len(answers):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.flux.check import PartReport, report_part, room_of
@@ -11,6 +11,7 @@ from actors.flux.names import Part
 from actors.flux.quant import fp8_of
 from actors.models import folder_of, locate, parts_there
 from actors.plan import precision_of
+from actors.stages import Stage, parts_of
 from farm.config import PoolSpec
 from farm.errors import Fault
 from farm.ports import ModelCard
@@ -34,6 +35,12 @@ def stored_in(card: ModelCard, weights: str) -> Stored:
     except Fault as fault:
         return Stored(weights, parts, fault.detail)
     return Stored(str(folder_of(card, folder)), parts)
+
+
+def needed(stored: Stored, stages: Collection[Stage]) -> Stored:
+    """Of what is stored, what a rank that does these stages has need of."""
+    parts = parts_of(stages)
+    return replace(stored, parts={part: report for part, report in stored.parts.items() if part in parts})
 
 
 def kept(pool: PoolSpec, stored: Stored) -> dict[Part, dict[str, int]]:

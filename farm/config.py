@@ -50,23 +50,16 @@ def _address(value: str) -> str:
 Device = Annotated[str, AfterValidator(_device)]
 
 
-class PoolSpec(BaseModel):
-    """The gangs of one model on one kind of node: a `[[pools]]` table of farm.toml."""
+class GangSpec(BaseModel):
+    """How many gangs there may be, and what a rank of theirs takes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(description="the model its gangs draw with")
-    name: str = Field(
-        "", pattern=r"^([A-Za-z0-9][\w.-]*)?$", description="what it is called in listings; empty: as its model"
-    )
-    weights: str = Field("", description="folder of its weights; empty: the models setting")
     device: Device = Field("", description="auto, cpu, cuda or cuda:N; empty: the device setting")
     precision: Literal["auto", "fp8", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="auto: bfloat16 on GPUs, where fp8 weights stay fp8, float32 on CPUs; fp8: as auto, all in fp8",
     )
-    tensor: int = Field(1, ge=1, le=64, description="ranks that share the matrices, on one node")
-    sequence: int = Field(1, ge=1, le=64, description="ranks, times tensor, that share an image's tokens")
     min: int = Field(0, ge=0, le=1024, description="gangs that are kept warm, asked for or not")
     max: int = Field(1, ge=1, le=1024, description="gangs at most")
     idle_s: float = Field(600.0, gt=0, description="seconds without a job after which a gang above min goes")
@@ -75,10 +68,26 @@ class PoolSpec(BaseModel):
     labels: dict[LabelName, LabelValue] = Field({}, description="labels of Ray that its nodes must have")
 
     @model_validator(mode="after")
-    def _at_most_max(self) -> PoolSpec:
+    def _at_most_max(self) -> GangSpec:
         if self.min > self.max:
-            raise ValueError(f"pool {self.called!r} keeps min = {self.min} gangs and has max = {self.max}")
+            raise ValueError(f"it keeps min = {self.min} gangs and has max = {self.max}")
         return self
+
+
+class PoolSpec(GangSpec):
+    """The gangs of one model on one kind of node: a `[[pools]]` table of farm.toml."""
+
+    model: str = Field(description="the model its gangs draw with")
+    name: str = Field(
+        "", pattern=r"^([A-Za-z0-9][\w.-]*)?$", description="what it is called in listings; empty: as its model"
+    )
+    weights: str = Field("", description="folder of its weights; empty: the models setting")
+    tensor: int = Field(1, ge=1, le=64, description="ranks that share the matrices, on one node")
+    sequence: int = Field(1, ge=1, le=64, description="ranks, times tensor, that share an image's tokens")
+    encoders: GangSpec | None = Field(
+        None, description="a table: words are encoded in gangs of one rank apart; empty: in its own"
+    )
+    decoders: GangSpec | None = Field(None, description="a table: the same for decoding pictures")
 
     @property
     def called(self) -> str:
@@ -138,6 +147,18 @@ class Settings(BaseSettings):
             raise ValueError(f"two pools are called {double!r}: give one of them a name")
         return pools
 
+    @field_validator("pools")
+    @classmethod
+    def _divided_alike(cls, pools: tuple[PoolSpec, ...]) -> tuple[PoolSpec, ...]:
+        """A job is encoded before it is known which of its model's gangs will draw it."""
+        for pool in pools:
+            first = next(each for each in pools if each.model == pool.model)
+            for name in ("encoders", "decoders"):
+                if (getattr(first, name) is None) != (getattr(pool, name) is None):
+                    both = f"pools {first.called!r} and {pool.called!r} both draw with {pool.model}"
+                    raise ValueError(f"{both}: set {name} in both, or in none")
+        return pools
+
     @property
     def database_url(self) -> str:
         return self.database or f"sqlite:///{(self.home / 'farm.db').absolute()}"
@@ -187,7 +208,7 @@ def _words(error: ValidationError, path: Path) -> BadInput:
     name, *inner = [str(part) for part in first["loc"]] or ["settings"]
     where = f"FARM_{name.upper()} or {name} in {path}"
     if first["type"] == "extra_forbidden":
-        fix = nearest(inner[-1], PoolSpec.model_fields)
+        fix = nearest(inner[-1], (GangSpec if {"encoders", "decoders"} & set(inner[:-1]) else PoolSpec).model_fields)
         return BadInput(f"unknown setting {inner[-1]!r} of a pool, in {where}", field=f"{name}.{inner[0]}", fix=fix)
     says = first["msg"].removeprefix("Value error, ")
     return BadInput(says, field=".".join((name, *inner)), fix=f"set {where}")

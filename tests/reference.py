@@ -10,7 +10,7 @@ from typing import Any
 
 import typer.main
 
-from farm.config import PoolSpec, Settings
+from farm.config import GangSpec, PoolSpec, Settings
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -25,7 +25,8 @@ def settings() -> str:
 
 def pools() -> str:
     rows = ["| of a pool | default | meaning |", "|---|---|---|"]
-    for name, field in PoolSpec.model_fields.items():
+    fields = PoolSpec.model_fields
+    for name, field in sorted(fields.items(), key=lambda item: item[0] in GangSpec.model_fields):  # its own first
         default = "" if field.is_required() or field.default in ("", None, {}) else f"`{field.default}`"
         rows.append(f"| `{name}` | {default} | {field.description} |")
     return "\n".join(rows)

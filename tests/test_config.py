@@ -87,8 +87,15 @@ name = "slow"
         ("[[pools]]\ntensor = 2", r"pools\.0\.model: Field required"),
         ('[[pools]]\nmodel = "tiny"\nlabels = { kind = "to be" }', r"pools\.0\.labels\.kind: String should match"),
         ('[[pools]]\nmodel = "tiny"\ntensor = 0', r"pools\.0\.tensor: .*greater than or equal to 1"),
-        ('[[pools]]\nmodel = "tiny"\nmin = 3', r"'tiny' keeps min = 3 gangs and has max = 1"),
+        ('[[pools]]\nmodel = "tiny"\nmin = 3', r"pools.0: it keeps min = 3 gangs and has max = 1"),
         ('[[pools]]\nmodel = "tiny"\n[[pools]]\nmodel = "tiny"', r"two pools are called 'tiny'"),
+        ('[[pools]]\nmodel = "tiny"\nencoders = { gpu = 1 }', r"unknown setting 'gpu' of a pool.*did you mean 'gpus'"),
+        ('[[pools]]\nmodel = "tiny"\nencoders = { tensor = 2 }', r"unknown setting 'tensor' of a pool"),
+        ('[[pools]]\nmodel = "tiny"\ndecoders = { min = 2 }', r"pools.0.decoders: it keeps min = 2 gangs"),
+        (
+            '[[pools]]\nmodel = "tiny"\nencoders = {}\n[[pools]]\nmodel = "tiny"\nname = "b"',
+            r"pools 'tiny' and 'b' both draw with tiny: set encoders in both, or in none",
+        ),
         ("pools = 3", r"pools: Input should be a valid tuple"),
     ],
 )

@@ -40,7 +40,9 @@ class Renderer:
             made = [self.encoder.encode(job) for job in jobs]
         if self.denoiser:
             draw = self.decoder.draw if self.decoder else None
-            made = list(self.denoiser.denoise(jobs, made, on_step, cancelled, resume, draw).split(1))
+            latent_BLC = self.denoiser.denoise(jobs, made, on_step, cancelled, resume, draw)
+            # Each with memory of its own: what is sent elsewhere takes all the memory it lies in along.
+            made = list(latent_BLC.split(1)) if self.decoder else [row.cpu().clone() for row in latent_BLC.split(1)]
         if self.decoder:
             made = list(self.decoder.decode(torch.cat(made), jobs[0].width, jobs[0].height))
         return made

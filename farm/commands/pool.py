@@ -24,7 +24,7 @@ def plan(json_: Json = False) -> None:
     a pool of farm.toml does not fit."""
     from actors.models import catalogue
     from actors.nodes import nodes_of
-    from actors.plan import pools_of
+    from actors.plan import divided, pools_of
     from actors.planning import planned, settled
     from actors.weighing import stored_in
     from farm import config
@@ -39,7 +39,7 @@ def plan(json_: Json = False) -> None:
         as_json({"seen": seen, "nodes": [asdict(node) for node in nodes], "pools": [asdict(row) for row in rows]})
     else:
         _print_plan(seen, nodes, rows)
-    declared = {one.called for one in settings.pools}
+    declared = {crew.called for one in settings.pools for _, crew in divided(one)}
     if any(row.fits != "yes" for row in rows if row.pool in declared):
         raise typer.Exit(1)
 
@@ -49,7 +49,10 @@ def _print_plan(seen: str, nodes: list[Node], rows: list[Planned]) -> None:
     table([_node(node) for node in nodes], ["node", "CPUs", "GPUs", "GPU memory", "memory", "labels"])
     print()
     shown = [_planned(row) for row in rows]
-    table(shown, ["pool", "model", "shape", "gangs", "precision", "weights", "room", "CPUs", "GPUs", "fits", "where"])
+    table(
+        shown,
+        ["pool", "does", "model", "shape", "gangs", "precision", "weights", "room", "CPUs", "GPUs", "fits", "where"],
+    )
     print("shape: tensor x sequence ranks; weights and room to work: of one rank; CPUs and GPUs: of one gang")
     for row in rows:
         for said in (*row.why, *row.notes):
@@ -71,11 +74,13 @@ def _node(node: Node) -> dict[str, Any]:
 
 
 def _planned(row: Planned) -> dict[str, Any]:
+    from actors.stages import Stage
     from actors.weighing import gigabytes
 
     known = len(row.rank_bytes) == len(row.stored) and row.rank_bytes
     return {
         "pool": row.pool,
+        "does": "all" if len(row.stages) == len(Stage) else ", ".join(row.stages),
         "model": row.model,
         "shape": f"{row.tensor}x{row.sequence}",
         "gangs": f"{row.min} to {row.max}",

@@ -117,6 +117,35 @@ def load_flat(post: Post) -> Shard:
     return Shard(Flat(), "f" * 64)
 
 
+class Staged(Flat):
+    """Some of the stages: what it makes tells through which it went."""
+
+    def __init__(self, post: Post) -> None:
+        self.stages, self.last = [str(stage) for stage in post.stages], not post.hands_on
+
+    def render(
+        self,
+        jobs: Sequence[Any],
+        on_step: OnStep | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        resume: SavedLatent | None = None,
+        given: Sequence[Any] | None = None,
+    ) -> list[Any]:
+        for job in jobs:
+            what, _, where = job.prompt.partition(" in ")
+            if where in self.stages:
+                self.obey(what, cancelled or (lambda: False))
+        made = [[*before, *self.stages] for before in given or [[] for _ in jobs]]
+        if not self.last:
+            return made
+        assert made == [["encode", "denoise", "decode"] for _ in jobs]
+        return [picture(job) for job in jobs]
+
+
+def load_staged(post: Post) -> Shard:
+    return Shard(Staged(post), "f" * 64)
+
+
 def load_small(post: Post) -> Shard:
     """Random weights of the real architecture, with heads that 2 and 4 ranks can share, out of `post.models`."""
     import torch

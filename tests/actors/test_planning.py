@@ -20,9 +20,10 @@ from actors.flux.shapes import Sizes, T5Sizes, expected
 from actors.flux.sizes import Differences
 from actors.models import TINY_FOLDER
 from actors.placing import UNIT, Node, answers, take_gpus
+from actors.plan import divided
 from actors.planning import Planned, faults_of, planned, settled
 from actors.weighing import Stored, stored_in
-from farm.config import PoolSpec, Settings
+from farm.config import GangSpec, PoolSpec, Settings
 from tests.flux.test_weights_check import real_comfyui
 
 NOTHING = Stored("", {})
@@ -224,6 +225,39 @@ def test_a_gpu_too_small_is_a_reason_unless_blocks_may_stream(tmp_path: Path) ->
     assert unknown[0].fits == "yes", "no one can tell"
     half = planned([pool("half", gpus=0.5)], {"half": stored}, [Node("a", 8, 2, {}, 48 * 10**9)], "never")
     assert half[0].why == ["a rank needs a GPU of 73.9 GB, and the largest has 48.0 GB"]
+
+
+def test_stages_apart_are_rows_of_their_own_and_their_weights_are_not_with_the_others(tmp_path: Path) -> None:
+    stored = stored_in(DEV, str(real_comfyui(tmp_path)))
+    apart = {"encoders": GangSpec(min=1, cpus=0.5), "decoders": GangSpec(max=2, gpus=0.25, device="cuda")}
+    specs = [PoolSpec(model="flux1-dev", tensor=2, gpus=1.0, **more) for more in ({}, apart)]
+    whole, pool = (settled(spec, Settings(), gpus_there=True) for spec in specs)
+    nodes = [Node("a", 8, 4, {}, gpu_bytes=24 * 10**9)]
+    (together,) = planned([whole], {"flux1-dev": stored}, nodes, "never")
+    rows = {row.pool: row for row in planned([pool], {"flux1-dev": stored}, nodes, "never")}
+    words, ranks, pictures = rows.values()
+    assert list(rows) == ["flux1-dev/encode", "flux1-dev", "flux1-dev/decode"]
+    assert (ranks.stages, words.stages, pictures.stages) == (["denoise"], ["encode"], ["decode"])
+    assert together.stages == ["encode", "denoise", "decode"]
+    assert ranks.rank_bytes == {"transformer": together.rank_bytes["transformer"]}
+    assert words.rank_bytes.keys() == {"t5", "clip", "vae"}
+    assert words.rank_bytes["t5"] > 9.5e9 > together.rank_bytes["t5"], "whole: it is one rank"
+    assert pictures.rank_bytes == {"vae": together.rank_bytes["vae"]}
+    assert (words.ranks, words.min, words.device, words.gpus, words.cpus) == (1, 1, "cuda", 1.0, 0.5)
+    assert (pictures.max, pictures.gangs, pictures.gpus) == (2, 2, 0.25)
+    assert (words.fits, words.where) == ("yes", [["a"]])
+    shared = planned([whole.model_copy(update={"min": 2, "max": 2}), pool], {"flux1-dev": stored}, nodes, "never")
+    assert [row.fits for row in shared] == ["yes", "fewer", "yes", "yes"]
+    assert "beside what is kept warm of flux1-dev" in shared[1].why[0]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_stage_that_names_no_device_runs_on_that_of_its_pool(device: Any) -> None:
+    spec = PoolSpec(model="tiny", device=device, encoders=GangSpec(), decoders=GangSpec(device="cpu"))
+    one = settled(spec, Settings(), gpus_there=True)
+    found = [(each.device, each.gpus) for _, each in divided(one)]
+    here = ("cuda", 1.0) if device == "cuda" else ("cpu", 0.0)
+    assert found == [here, here, ("cpu", 0.0)]
 
 
 def test_ranks_on_cpus_share_the_memory_of_their_node(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def ready(model: str = "flat") -> Rank:
 
 
 def draw(rank: Rank, *requests: RenderRequest) -> list[Rendered | Fault]:
-    return rank.render(Order("c1", requests, 60.0))
+    answers: list[Rendered | Fault] = rank.render(Order("c1", requests, 60.0))
+    return answers
 
 
 def causes(answers: list[Rendered | Fault]) -> list[Cause | None]:

@@ -56,9 +56,24 @@ def test_a_plan_says_what_was_seen_what_fits_and_why_not(shell: Shell, monkeypat
     lines = shell.out.splitlines()
     assert lines[0].startswith("nodes: this machine;")
     (small_line,) = (line.split() for line in lines if line.startswith("small "))
-    assert small_line[:8] == ["small", "tiny", "3x1", "1", "to", "1", "float32", small_line[7]]
+    assert small_line[:8] == ["small", "all", "tiny", "3x1", "1", "to", "1", "float32"]
     assert " ".join(small_line[-5:]) == f"0 yes 3 on {node['name']}"
     assert "many: a gang of 4 ranks needs 4 GPUs, and the nodes have 2 in all" in lines
+
+
+def test_a_stage_apart_is_a_row_of_the_plan_and_its_weights_are_there_alone(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools(monkeypatch, {"model": "tiny", "device": "cpu", "encoders": {"cpus": 0.5}})
+    assert shell("pool", "plan", "--json") == 0
+    words, rest = (row for row in shell.json()["pools"] if row["pool"].startswith("tiny"))
+    assert (words["pool"], words["stages"], words["cpus"]) == ("tiny/encode", ["encode"], 0.5)
+    assert (rest["stages"], rest["rank_bytes"].keys()) == (["denoise", "decode"], {"transformer", "vae"})
+    assert shell("pool", "plan") == 0
+    assert "denoise, decode" in shell.out
+    pools(monkeypatch, {"model": "tiny", "device": "cpu", "encoders": {"cpus": 50}})
+    assert shell("pool", "plan") == 1
+    assert "tiny/encode: a gang of 1 rank needs 50 CPUs" in shell.out
 
 
 def test_a_model_that_nobody_declared_may_lack_its_files(shell: Shell) -> None:
