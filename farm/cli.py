@@ -119,7 +119,7 @@ def signer() -> None:
 @app.command()
 def ray() -> None:
     """Run a Ray head of our own alone, on loopback, with its token."""
-    from actors.cluster import serve
+    from actors.head import serve
 
     raise typer.Exit(serve(_begin()))
 

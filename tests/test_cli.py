@@ -121,7 +121,7 @@ def test_whichever_process_is_first_makes_a_home_that_is_ours_alone(
 ) -> None:
     home = tmp_path / "home"
     monkeypatch.setenv("FARM_HOME", str(home))
-    monkeypatch.setattr("actors.cluster.serve", lambda settings: (settings.home / "ray").mkdir(parents=True) or 0)
+    monkeypatch.setattr("actors.head.serve", lambda settings: (settings.home / "ray").mkdir(parents=True) or 0)
     assert run(capsys, "ray")[0] == 0
     assert home.stat().st_mode & 0o777 == 0o700
 

@@ -41,7 +41,7 @@ CARDS = {name: replace(CARD, name=name) for name in ("flat", "other", "third", "
 def head(settings: Settings) -> subprocess.Popen[bytes]:
     env = os.environ | {"FARM_HOME": str(settings.home), "OMP_NUM_THREADS": "1"}
     env.pop("RAY_ADDRESS", None)
-    return subprocess.Popen([sys.executable, "-m", "actors.cluster"], env=env, stderr=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-m", "actors.head"], env=env, stderr=subprocess.DEVNULL)
 
 
 def joined(settings: Settings, seconds: float = 120.0) -> str:

@@ -16,6 +16,7 @@ import pytest
 import ray
 
 from actors import cluster
+from actors.head import forget_secrets, serve
 from actors.nodes import nodes_of
 from actors.pool import Pool
 from farm.config import Settings
@@ -39,6 +40,7 @@ import sys, time
 from pathlib import Path
 import ray
 from actors import cluster
+from actors.head import forget_secrets, serve
 from farm.config import Settings
 from farm.errors import Fault
 settings, note = Settings(home=Path(sys.argv[1])), Path(sys.argv[2])
@@ -124,7 +126,7 @@ def test_what_is_called_while_nobody_is_joined_starts_no_ray(settings: Settings)
 
 def test_a_second_head_in_one_home_is_refused(settings: Settings) -> None:
     with pytest.raises(Conflict, match="locked"):
-        cluster.serve(settings)
+        serve(settings)
 
 
 def test_no_ray_is_an_outage_that_says_what_to_do(settings: Settings, tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_ranks_inherit_no_login_and_no_key(monkeypatch: pytest.MonkeyPatch) -> N
         "HOME": "/h",
     }
     monkeypatch.setattr(os, "environ", environment)
-    cluster._forget_secrets()
+    forget_secrets()
     assert environment == {"HOME": "/h"}
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from actors import cluster
+from actors import cluster, head
 from farm.errors import Fault
 
 HEAD = "head"
@@ -18,20 +18,20 @@ STORE_BYTES = 96 << 20
 
 
 def main(folder: Path, port: int, name: str) -> int:
-    cluster._forget_secrets()
-    os.environ |= cluster.TOKEN_MODE | cluster.HEAD_ONLY | {"RAY_AUTH_TOKEN_PATH": str(token(folder))}
+    head.forget_secrets()
+    os.environ |= cluster.TOKEN_MODE | head.HEAD_ONLY | {"RAY_AUTH_TOKEN_PATH": str(token(folder))}
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
-    head = name == HEAD
-    if not head:
+    first = name == HEAD
+    if not first:
         until_answers(f"127.0.0.1:{port}")
     params = RayParams(
         node_ip_address="127.0.0.1",
         node_name=name,
-        gcs_server_port=port if head else None,
-        gcs_address=None if head else f"127.0.0.1:{port}",
-        num_cpus=0 if head else 1,
+        gcs_server_port=port if first else None,
+        gcs_address=None if first else f"127.0.0.1:{port}",
+        num_cpus=0 if first else 1,
         object_store_memory=STORE_BYTES,
         min_worker_port=0,
         max_worker_port=0,
@@ -40,7 +40,7 @@ def main(folder: Path, port: int, name: str) -> int:
         no_monitor=True,
         temp_dir=str(folder / "r"),
     )
-    return cluster._watch(Node(params, head=head, shutdown_at_exit=True, spawn_reaper=True), cluster._asked_to_stop())
+    return head.watch(Node(params, head=first, shutdown_at_exit=True, spawn_reaper=True), head.asked_to_stop())
 
 
 def until_answers(address: str) -> None:
