@@ -106,10 +106,21 @@ class Gang:
                 raise Fault(Cause.GANG_HUNG, f"no answer within {order.limit_s:.0f} s", gang=self.id)
             watching.look()
         answers: list[Any] = ray.get(calls[0])
+        if told:
+            self._keep_left(order.call, keep)
         if order.hands_on:
             pairs = zip(answers, replies[0][1:], strict=True)
             return [answer if isinstance(answer, Fault) else Passed(made, answer) for answer, made in pairs]
         return answers
+
+    def _keep_left(self, call: str, keep: Callable[[int, bytes], None]) -> None:
+        import ray
+
+        try:
+            for job_id, data in ray.get(_ask(self.ranks[0], "stopped_at").remote(call), timeout=ANSWER_S):
+                keep(job_id, data)
+        except Exception as error:  # they start anew, or from what was kept before
+            log.info("nothing was left of a cancelled call: %s", error)
 
     def remove(self) -> None:
         import ray

@@ -113,6 +113,7 @@ class Rank:
         self.shard: Shard | None = None
         self.loaded: tuple[tuple[int, int], ...] = ()  # sizes and times of its files when they were loaded
         self.work = Work()
+        self.left: tuple[str, list[tuple[int, bytes]]] = "", []  # of the last call, by job, where it was stopped
 
     def hello(self) -> Hello:
         changed = self.shard is not None and stamps(self.shard.files) != self.loaded
@@ -146,7 +147,7 @@ class Rank:
         if self.shard is None:
             raise Fault(Cause.GANG_DIED, "asked to draw before its weights were there", gang=self.gang)
         self.work = Work(order.call, order.save_every, self.gang, self.shard.weights)
-        self.state = GangState.BUSY
+        self.state, self.left = GangState.BUSY, (order.call, [])
         try:
             with watchdog(order.limit_s):
                 answers = self._answers(self.shard, order.requests, given)
@@ -164,6 +165,11 @@ class Rank:
         """How far it is, with latents to go on from if they are wanted; None once it is over."""
         work = self.work
         return work.mark(save) if call == work.call else None
+
+    def stopped_at(self, call: str) -> list[tuple[int, bytes]]:
+        """Where the jobs of a call stood that was cancelled: those that are still wanted go on from there."""
+        last, left = self.left
+        return left if call == last else []
 
     def _join(self, meeting: str) -> None:
         if self.post.ranks > 1:
@@ -199,6 +205,9 @@ class Rank:
             return list(self._draw(shard, begun))
         except Exception as error:
             fault = fault_of(error, self.gang)
+            if self.number == 0 and (stood := getattr(error, "saved", None)) and stood.step:
+                latents = saved.pack(stood, [one.digest for one in begun])
+                self.left[1].extend(zip([one.request.job_id for one in begun], latents, strict=False))
         if self.post.ranks > 1 and fault.cause not in MET_BY_ALL:
             # It may be this rank's alone; the others wait for it where it will not come.
             cause = fault.cause if CAUSES[fault.cause] is Payer.GANG else Cause.GANG_DIED

@@ -132,7 +132,9 @@ class Settings(BaseSettings):
     )
     lease_s: float = Field(30.0, gt=0, description="shortest lease; longer work gets a longer one")
     save_every: int = Field(
-        5, ge=0, description="steps after which a running job's latents may be kept, to go on from; 0: never"
+        5,
+        ge=0,
+        description="steps after which a running job's latents are kept, to go on from if its gang is lost; 0: never",
     )
     retry_s: float = Field(5.0, ge=0, description="pause before work is tried again after an outage")
     max_upload_mb: int = Field(64, ge=1, description="largest upload, in MiB")

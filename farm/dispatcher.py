@@ -35,7 +35,7 @@ LACKING_S = 300.0  # a model whose files are not seen here is tried so often: it
 class InFlight:
     leases: list[Lease]
     since: float
-    lost: threading.Event = field(default_factory=threading.Event)  # every lease of the group is gone: stop rendering
+    gone: set[int] = field(default_factory=set)  # jobs whose leases are lost: they are not drawn any further
 
 
 class Dispatcher:
@@ -114,7 +114,7 @@ class Dispatcher:
         return [flight.leases for flight in list(self.flights.values())]
 
     def _fly(self, flight: InFlight) -> Group:
-        group = Group(self.ports, flight.lost.is_set, self.teller.listen(flight.leases), self.suspects)
+        group = Group(self.ports, flight.gone, self.teller.listen(flight.leases), self.suspects)
         try:
             group.run(flight.leases)
         except Fault as fault:  # the queue itself could not be written: the leases will run out
@@ -190,8 +190,8 @@ class Dispatcher:
             first = flight.leases[0]
             seconds = scheduler.lease_seconds(self.lease_s, first.spec.shape_key, len(flight.leases))
             pairs = [(lease.job_id, lease.attempt) for lease in flight.leases]
-            if not self.queue.heartbeat(self.owner, pairs, seconds):
-                flight.lost.set()
+            held = self.queue.heartbeat(self.owner, pairs, seconds)
+            flight.gone |= {lease.job_id for lease in flight.leases} - held
 
     def _expire(self) -> None:
         self.queue.expire()

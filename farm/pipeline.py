@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TypeVar
@@ -43,6 +43,9 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+LOST = Fault(Cause.LEASE_LOST, "cancelled, or taken back, while it was drawn")
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     queue: JobQueue
@@ -72,7 +75,7 @@ class Group:
     """Carries one group through the steps; `faults` and `published` are what the dispatcher learns from."""
 
     ports: Ports
-    cancelled: Callable[[], bool] = lambda: False
+    gone: Collection[int] = ()  # jobs whose leases are lost, as far as the dispatcher has heard by now
     watch: Callable[[Sequence[Step]], None] = ignore
     suspects: Suspects = field(default_factory=Suspects)
     faults: list[Fault] = field(default_factory=list)
@@ -121,8 +124,36 @@ class Group:
 
     def render(self, ready: Sequence[tuple[Lease, RenderRequest]]) -> list[tuple[Lease, Rendered]]:
         requests = [request for _, request in ready]
-        leases = [lease for lease, _ in ready]
-        return self.ask(leases, requests, lambda some: self.ports.renderer.render(some, self.cancelled, self.watch))
+        return self.ask([lease for lease, _ in ready], requests, self.draw)
+
+    def draw(self, requests: Sequence[RenderRequest]) -> list[Rendered | Fault]:
+        """One that is cancelled stops its group between two steps; the others go on from there without it."""
+        answers: dict[int, Rendered | Fault] = {}
+        while left := [one for one in requests if one.job_id not in answers]:
+            alive = [one for one in left if one.job_id not in self.gone]
+            answers |= {one.job_id: LOST for one in left if one not in alive}
+            if alive:
+                answers |= self._drawn(alive)
+        return [answers[one.job_id] for one in requests]
+
+    def _drawn(self, requests: Sequence[RenderRequest]) -> dict[int, Rendered | Fault]:
+        """Without those that were only stopped for the sake of another one."""
+
+        def stop() -> bool:
+            return any(one.job_id in self.gone for one in requests)
+
+        try:
+            answers = self.ports.renderer.render(requests, stop, self.watch)
+        except Fault as fault:
+            if fault.cause is not Cause.LEASE_LOST:
+                raise
+            answers = [fault for _ in requests]
+        stopped = stop()
+        return {
+            one.job_id: answer
+            for one, answer in zip(requests, answers, strict=True)
+            if not (stopped and isinstance(answer, Fault) and answer.cause is Cause.LEASE_LOST)
+        }
 
     def judge_frames(self, rendered: Sequence[tuple[Lease, Rendered]]) -> list[Passed]:
         """The first fenced transaction: the verdict on this very frame. What it blocks ends here."""

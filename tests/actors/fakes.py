@@ -78,11 +78,13 @@ class Walks(Flat):
         cancelled: Callable[[], bool] | None = None,
         resume: SavedLatent | None = None,
     ) -> list[NDArray[np.uint8]]:
+        from actors.flux import sampler
+
         first, total = resume.step if resume else 0, jobs[0].steps
         for step in range(first + 1, total + 1):
             time.sleep(0.05)
             if cancelled and cancelled():
-                raise Cancelled("after a step")
+                raise sampler.Cancelled(preview_of(jobs, step - 1).saved())
             if on_step:
                 on_step(step, total, preview_of(jobs, step))
         return [np.full((job.height, job.width, 3), first, np.uint8) for job in jobs]

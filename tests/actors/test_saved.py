@@ -121,6 +121,40 @@ def test_of_a_group_each_goes_on_from_where_it_stood_itself(rank: Rank) -> None:
         assert np.abs(values[0] - values[1]).max() <= 1
 
 
+def test_of_a_call_that_is_cancelled_the_others_go_on_from_the_very_step(rank: Rank) -> None:
+    requests = [request_of(seed) for seed in (5, 6)]
+    alone = draw(rank, requests[1])[0]
+    renderer = rank.shard.renderer if rank.shard else None
+    assert isinstance(renderer, Renderer)
+
+    def stopping(jobs: object, on_step: Callable[..., None], cancelled: object, resume: object) -> object:
+        def seen(step: int, *more: object) -> None:
+            on_step(step, *more)
+            if step == 3:
+                rank.cancel("c1")
+
+        return renderer.render(jobs, seen, cancelled, resume)  # type: ignore[arg-type]
+
+    rank.shard = Shard(type("Stopping", (), {"render": staticmethod(stopping)})(), WEIGHTS)
+    try:
+        answers = rank.render(Order("c1", tuple(requests), 60.0))
+    finally:
+        rank.shard = Shard(renderer, WEIGHTS)
+    assert [answer.cause for answer in answers if isinstance(answer, Fault)] == [Cause.LEASE_LOST] * 2
+    assert rank.stopped_at("c2") == []
+    left = dict(rank.stopped_at("c1"))
+    assert {job: start_of(rank, request, left[job]) for job, request in zip((5, 6), requests, strict=True)} == {
+        5: 3,
+        6: 3,
+    }
+    values = [
+        np.frombuffer(frame.pixels, np.uint8).astype(int)
+        for frame in (alone, draw(rank, replace(requests[1], resume=left[6]))[0])
+    ]
+    assert np.abs(values[0] - values[1]).max() <= 1
+    assert rank.stopped_at("c1") == []
+
+
 @pytest.mark.parametrize(
     "other",
     [
