@@ -50,7 +50,7 @@ def _has_room(
         if ray.wait([site.ready], timeout=LOOK_S)[0]:
             ray.get(site.ready)
             return True
-        if time.monotonic() - since > room_s:
+        if time.monotonic() - since > room_s and still():  # which has just seen the head: another one must not be asked
             since = time.monotonic()
             if not (room.fits(post) and (clear() or gang.remove_one_unused())):  # what nobody uses makes room
                 lacks()

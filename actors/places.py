@@ -12,6 +12,7 @@ from actors.gang import Gang
 from actors.health import Pulse
 from actors.messages import Post
 from actors.rank import code_of
+from actors.room import STARTS_S
 from actors.stages import WHOLE, Stage
 from actors.wanted import Seat
 from farm.config import PoolSpec, Settings
@@ -43,8 +44,9 @@ class Place:
     failed_at: float = 0.0
     ready_at: float = 0.0
     drawn: int = 0  # groups, since then
-    load_s: float = 0.0  # as measured, else as guessed; 0: nobody has asked yet
-    pace_s: float = 1.0  # of a megapixel and step
+    load_s: float = STARTS_S  # as guessed, until it is measured
+    measured: bool = False
+    pace_s: float = 0.1  # of a megapixel and step: a good GPU's, until it is measured
     form: Form = field(default_factory=Form)
     lacks: str = ""  # what of the model's files is not there, as far as this machine can see
     pulse: Pulse = field(default_factory=Pulse)

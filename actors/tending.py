@@ -97,7 +97,7 @@ class Tending:
         """Leave Ray. The gangs stay warm for the next dispatcher unless they are to be removed."""
         self.closed.set()
         for place in self._all():
-            if place.state is GangState.STARTING and place.gang is None and place.lock.acquire(timeout=self.room_s):
+            if place.seeks and place.lock.acquire(timeout=self.room_s):
                 place.lock.release()  # it has given its room back
             if remove and place.gang is not None:
                 self._remove(place)
@@ -118,11 +118,15 @@ class Tending:
             self.news.clear()
 
     def look(self) -> None:
-        """Which pools have no files here. A job is tried nevertheless, now and then: its node may have them."""
+        """Which pools have no files here, and how long the others may take to load. A job is tried nevertheless, now
+        and then: its node may have them."""
         posts = {place.post.pool: place.post for place in self._all()}
         told = {name: lacking(post.card, Path(post.models) if post.models else None) for name, post in posts.items()}
+        fresh = {place.post.pool for place in self._all() if not place.measured and place.load_s == room.STARTS_S}
+        guess = {name: room.loading_s(posts[name]) for name in fresh if not told[name]}
         for place in self._all():
             place.lacks = told[place.post.pool]
+            place.load_s = guess.get(place.post.pool, place.load_s)
 
     def _keep_looking(self) -> None:
         while True:
@@ -215,7 +219,6 @@ class Tending:
     def _start(self, place: Place) -> None:
         try:
             self._join(place)
-            place.load_s = place.load_s or room.loading_s(place.post)
             place.gang = self._found(place)
             fresh = place.gang is None
             place.gang = place.gang or self._built(place)
@@ -260,7 +263,7 @@ class Tending:
         place.ready_at, place.drawn, place.fault, place.pulse = time.time(), 0, None, Pulse(at=time.time())
         if fresh:
             for other in self._alike(place):
-                other.load_s = place.ready_at - began
+                other.load_s, other.measured = place.ready_at - began, True
         place.now(GangState.READY, "a job")
         log.info("gang %s is ready", one.id)
 

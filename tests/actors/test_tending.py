@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from actors import room
+from actors.cards import TINY
 from actors.gang import Gang, selector
 from actors.places import Place, post_of
 from actors.pool import Pool
@@ -162,3 +164,14 @@ def test_a_drained_node_is_told_to_ray_beside_the_labels_of_the_pool(tmp_path: P
 
     assert asked() == {"ray.io/node-id": "!in(aaaa,bbbb)"}
     assert asked(zone="!in(a, b)") == {"zone": "!in(a, b)", "ray.io/node-id": "!in(aaaa,bbbb)"}
+
+
+def test_loading_is_guessed_from_the_files_until_it_is_measured(tmp_path: Path) -> None:
+    made = Pool(Settings(home=tmp_path, pools=(PoolSpec(model="tiny", max=2),)), {"tiny": TINY})
+    first, second = made.places["tiny"]
+    assert first.load_s == room.STARTS_S
+    made.look()
+    assert room.STARTS_S < first.load_s == second.load_s < room.STARTS_S + 1.0  # a few megabytes
+    first.load_s, first.measured = room.STARTS_S, True
+    made.look()
+    assert first.load_s == room.STARTS_S
