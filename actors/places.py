@@ -98,6 +98,7 @@ class Place:
             state,
             waits_for,
             self.since,
+            asked=self.post.asked,
             cause=str(self.fault.cause) if self.fault else "",
             nodes=tuple(names.get(home, home) for home in self.homes) if self.gang else (),
             ready_at=self.ready_at,

@@ -136,6 +136,7 @@ class GangStatus:
     state: GangState
     waits_for: str
     since: float  # when that began, as time.time() gives it
+    asked: str = ""  # what of its model a job asks for here, where stages of it run apart
     cause: str = ""  # of the end of the last one there, while there is none
     nodes: tuple[str, ...] = ()
     ready_at: float = 0.0  # since when its weights are there

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from farm.job import megapixel_steps
 from farm.leasing import AGEING_S, LaneView
@@ -51,9 +52,18 @@ class Scene:
     urgent: Sequence[float] = ()  # when gangs were pressed out for a priority
     stood: Mapping[str, float] = field(default_factory=dict)  # model to when a gang of it was last there
 
-    def model(self, name: str, *states: GangState) -> list[GangStatus]:
-        """Its gangs in these states that may still be given jobs."""
-        return [one for one in self.gangs if one.model == name and one.state in states and one.gang not in self.pressed]
+    def stages(self, model: str) -> list[list[GangStatus]]:
+        """Its places, apart by what a job asks for there."""
+        mine = sorted((one for one in self.gangs if one.model == model), key=lambda one: one.asked)
+        return [list(some) for _, some in groupby(mine, key=lambda one: one.asked)]
+
+    def standing(self, places: Iterable[GangStatus]) -> int:
+        """Those whose gang may be given jobs."""
+        return sum(one.state in STANDING and one.gang not in self.pressed for one in places)
+
+    def warm(self, model: str) -> int:
+        """A job needs a gang of every stage."""
+        return min((self.standing(places) for places in self.stages(model)), default=0)
 
     def waiting(self, model: str) -> list[LaneView]:
         return [lane for lane in self.lanes if lane.model == model and self.jobs.get(lane.id)]
@@ -64,7 +74,7 @@ def order(scene: Scene) -> list[LaneView]:
     only sit and wait. A model that keeps its gangs supplied comes after the others; then highest priority first, aged;
     then the project with fewest jobs running; then a warm model; then the oldest."""
     models = {lane.model for lane in scene.lanes}
-    warm = {model: len(scene.model(model, *STANDING)) for model in models}
+    warm = {model: scene.warm(model) for model in models}
     coming = {model for model in models if not warm[model] and _is_coming(scene, model)}
 
     def rank(lane: LaneView) -> tuple[bool, int, int, bool, float, int]:
@@ -82,10 +92,11 @@ def press(scene: Scene) -> Press | None:
     held = set(scene.pressed.values())
     starved = {one.model for one in scene.gangs if one.lacks_room and scene.waiting(one.model)} - held
     for model in sorted(starved, key=lambda name: (-_priority(scene, name), -_waited(scene, name), name)):
-        rivals = {name for one in scene.gangs if one.model == model and one.lacks_room for name in one.rivals}
-        for rival in sorted(_candidates(scene, model, rivals), key=lambda one: _worth(scene, one)):
-            if (found := _pays(scene, model, rival)) is not None:
-                return found
+        for places in scene.stages(model):
+            names = {name for one in places if one.lacks_room for name in one.rivals}
+            for rival in sorted(_candidates(scene, model, names), key=lambda one: _worth(scene, one)):
+                if (found := _pays(scene, places, rival)) is not None:
+                    return found
     return None
 
 
@@ -110,9 +121,12 @@ def lease_seconds(shortest: float, shape_key: str, jobs: int) -> float:
 
 def _is_coming(scene: Scene, model: str) -> bool:
     """Where nothing is known of a model, or what was there has failed, a job is to find out what is wrong."""
-    places = [one for one in scene.gangs if one.model == model]
-    failed = [one for one in places if one.state is GangState.LACKING or (one.state in NONE and one.cause)]
-    return len(failed) < len(places)
+    stages = scene.stages(model)
+    return bool(stages) and not any(all(_has_failed(one) for one in places) for places in stages)
+
+
+def _has_failed(one: GangStatus) -> bool:
+    return one.state is GangState.LACKING or (one.state in NONE and bool(one.cause))
 
 
 def _candidates(scene: Scene, model: str, rivals: Collection[str]) -> list[GangStatus]:
@@ -127,14 +141,14 @@ def _worth(scene: Scene, one: GangStatus) -> tuple[bool, int, bool, float, str]:
     return bool(lanes), best, one.state is GangState.BUSY, one.ready_at, one.gang
 
 
-def _pays(scene: Scene, model: str, rival: GangStatus) -> Press | None:
-    places = [one for one in scene.gangs if one.model == model]
+def _pays(scene: Scene, places: Sequence[GangStatus], rival: GangStatus) -> Press | None:
+    model = places[0].model
     load_s = max(SHORTEST_LOAD_S, min(one.load_s for one in places))
     stood_s, change = scene.now - rival.ready_at, Press(rival.gang, model)
     waiting = scene.waiting(rival.model)
     if not waiting and not scene.flights.get(rival.model):
         return change if stood_s >= load_s else None
-    if scene.model(model, *STANDING) or not rival.drawn:
+    if scene.standing(places) or not rival.drawn:
         return None
     ours = _priority(scene, model)
     theirs = _priority(scene, rival.model) if waiting else ours

@@ -77,17 +77,18 @@ def lacking(gangs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def coming(gangs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Models none of whose gangs may be given a job now though one is there or on its way, and what it waits for. What
     a place says of its start is about no job."""
-    found: dict[str, str] = {}
+    found: dict[tuple[str, str], str] = {}
     usable = set()
     for place in gangs:
         state, model = place["state"], place["model"]
+        part = model, place["pool"].partition("/")[2]  # a stage apart is a pool of its own
         if state in (GangState.READY, GangState.BUSY):
-            usable.add(model)
+            usable.add(part)
         elif state == GangState.STARTING:
-            found[model] = f"a gang of {model} is starting and waits for {place['waits_for']}"
+            found[part] = f"a gang of {model} is starting and waits for {place['waits_for']}"
         elif state in (GangState.DRAINING, GangState.SICK):
-            found.setdefault(model, f"the gang of {model} is {state}")
-    return {model: words for model, words in found.items() if model not in usable}
+            found.setdefault(part, f"the gang of {model} is {state}")
+    return {part[0]: words for part, words in found.items() if part not in usable}
 
 
 def warnings(missing: Collection[str], lacking: Collection[str], models: Iterable[str]) -> list[str]:

@@ -114,6 +114,16 @@ def test_a_model_with_all_that_its_gangs_can_take_leaves_the_rest_to_others() ->
     assert [one.id for one in order(replace(scene, flights={"tiny": 2}))] == [1, 2]
 
 
+def test_a_model_whose_stages_run_apart_is_warm_with_a_gang_of_each() -> None:
+    encoder = replace(standing("cold"), gang="cold.2", asked="cold/encode")
+    scene = of_lanes([lane(1, model="cold")])
+    assert order(replace(scene, gangs=[encoder, standing("cold", GangState.STARTING)])) == []
+    assert len(order(replace(scene, gangs=[encoder, standing("cold")]))) == 1
+    assert len(order(replace(scene, gangs=[encoder, standing("cold", GangState.GONE, cause="gang_died")]))) == 1
+    both = rivals([COLD], [WARM], gangs=[standing("tiny"), encoder, lacking("cold", "tiny.1")])
+    assert press(both) == Press("tiny.1", "cold")  # the first of its stage
+
+
 # When a gang makes room
 
 

@@ -60,11 +60,12 @@ def test_what_is_waited_for_is_told_in_words() -> None:
 
 def test_a_model_whose_gang_is_on_its_way_says_so_and_one_with_a_ready_gang_says_nothing() -> None:
     def told(model: str, state: str, words: str = "") -> dict[str, str]:
-        return {"model": model, "state": state, "waits_for": words}
+        return {"model": model, "pool": model, "state": state, "waits_for": words}
 
     on_its_way = told("flux1-dev", "starting", "room in the cluster")
     words = "a gang of flux1-dev is starting and waits for room in the cluster"
     assert coming([on_its_way, told("tiny", "busy")]) == {"flux1-dev": words}
     assert coming([on_its_way, told("flux1-dev", "busy")]) == {}
+    assert coming([on_its_way, told("flux1-dev", "ready") | {"pool": "flux1-dev/encode"}]) == {"flux1-dev": words}
     assert coming([told("tiny", "draining", "words of a job")]) == {"tiny": "the gang of tiny is draining"}
     assert coming([told("tiny", "gone", "words of a job")]) == {}
