@@ -19,7 +19,7 @@ from actors.building import build, clear
 from actors.gang import Gang
 from actors.health import LOST_S, SICK_S, Pulse, felt
 from actors.models import lacking
-from actors.places import ROOM, Place, post_of
+from actors.places import ROOM, Place, guessed_pace_s, post_of
 from actors.plan import divided, pools_of
 from actors.stages import Passed
 from actors.wanted import chosen, wanted
@@ -53,7 +53,8 @@ class Tending:
             crews = [(post_of(crew, cards[pool.model], settings, shard, do), crew) for do, crew in divided(pool)]
             self.paths[pool.model] = [post.asked for post, _ in crews]
             for post, crew in crews:
-                self.places.setdefault(post.asked, []).extend(Place(number, post, crew) for number in range(crew.max))
+                some = [Place(number, post, crew, pace_s=guessed_pace_s(post)) for number in range(crew.max)]
+                self.places.setdefault(post.asked, []).extend(some)
         self.demand: Mapping[str, Demand] = {}  # as the dispatcher last told
         self.asking: dict[int, tuple[str, Demand]] = {}  # thread to what it wants drawn
         self.pressed: Mapping[str, str] = {}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors import saved
 from actors.cards import TINY
 from actors.loading import Load, load_renderer
 from actors.messages import Order, Post
@@ -109,6 +110,32 @@ def test_what_was_made_with_other_files_is_refused_and_the_gang_named() -> None:
     assert (answer.cause, answer.gang) == (Cause.WEIGHTS_MISSING, "words")
     (fine,) = rest.render(order(rest, request(5)), made)
     assert (fine.gang, fine.frame.width) == ("rest", 96)
+
+
+def test_a_job_whose_words_were_encoded_elsewhere_goes_on_from_where_it_stood() -> None:
+    words, rest = ready("words", Stage.ENCODE), ready("rest", Stage.DENOISE, Stage.DECODE)
+    asked_for = request(5)
+    _, made = words.render(order(words, asked_for))
+    (whole,) = rest.render(order(rest, asked_for), made)
+    renderer: Any = rest.shard and rest.shard.renderer
+    stood: list[Any] = []
+    renderer.render([job_of(asked_for)], lambda step, total, now: stood.append(now.saved()), given=[made.value])
+    assert rest.shard
+    digest = saved.digest_of(asked_for, rest.shard.weights, rest.post, "cpu", made.by)
+    (kept,) = saved.pack(stood[0], [digest])
+    seen: list[int | None] = []
+    denoise = renderer.denoiser.denoise
+
+    def counted(*given: Any) -> Any:
+        seen.append(given[4] and given[4].step)
+        return denoise(*given)
+
+    renderer.denoiser.denoise = counted
+    (again,) = rest.render(order(rest, replace(asked_for, resume=kept)), made)
+    assert (seen, again.frame) == ([1], whole.frame)
+    elsewhere = replace(made, by="cuda auto")  # rounded otherwise: it starts anew
+    (anew,) = rest.render(order(rest, replace(asked_for, resume=kept)), elsewhere)
+    assert (seen, anew.frame) == ([1, None], whole.frame)
 
 
 def test_a_job_that_cannot_be_encoded_leaves_its_neighbours_alone(monkeypatch: pytest.MonkeyPatch) -> None:

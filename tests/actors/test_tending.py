@@ -8,16 +8,21 @@ from typing import Any
 
 import pytest
 
+<<<<<<< HEAD
 from actors import room
 from actors.cards import TINY
+=======
+from actors import cluster
+>>>>>>> e20e2bd (Stages apart: their pace is guessed low, and resuming and refusing are tested)
 from actors.gang import Gang, selector
 from actors.places import Place, post_of
 from actors.pool import Pool
-from farm.config import PoolSpec, Settings
+from actors.stages import Passed
+from farm.config import GangSpec, PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Demand, Drained, GangState
-from tests.actors.conftest import CARDS
+from tests.actors.conftest import CARDS, request_of
 
 
 @pytest.fixture
@@ -166,6 +171,7 @@ def test_a_drained_node_is_told_to_ray_beside_the_labels_of_the_pool(tmp_path: P
     assert asked(zone="!in(a, b)") == {"zone": "!in(a, b)", "ray.io/node-id": "!in(aaaa,bbbb)"}
 
 
+<<<<<<< HEAD
 def test_loading_is_guessed_from_the_files_until_it_is_measured(tmp_path: Path) -> None:
     made = Pool(Settings(home=tmp_path, pools=(PoolSpec(model="tiny", max=2),)), {"tiny": TINY})
     first, second = made.places["tiny"]
@@ -175,3 +181,38 @@ def test_loading_is_guessed_from_the_files_until_it_is_measured(tmp_path: Path) 
     first.load_s, first.measured = room.STARTS_S, True
     made.look()
     assert first.load_s == room.STARTS_S
+=======
+def test_where_a_stage_refuses_what_another_has_made_both_gangs_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them has loaded files that were changed since; built anew they have the same."""
+    settings = Settings(home=tmp_path, pools=(PoolSpec(model="flat", encoders=GangSpec()),))
+    pool = Pool(settings, CARDS, shard="tests.actors.fakes:load_staged")
+    words, rest = pool.places["flat/encode"][0], pool.places["flat"][0]
+    for place in (words, rest):
+        stand(place)
+    assert words.gang
+    giver, removed = words.gang.id, list[str]()
+    refusal = Fault(Cause.WEIGHTS_MISSING, "other files", gang=giver)
+
+    def render(gang: Gang, order: Any, *_: Any) -> list[Any]:
+        return [Passed("made", 0.1)] if order.hands_on else [refusal]
+
+    monkeypatch.setattr(cluster, "connect", lambda _: "")
+    monkeypatch.setattr(Gang, "render", render)
+    monkeypatch.setattr(Gang, "remove", lambda gang: removed.append(gang.id))
+    assert pool.render([request_of("a")], lambda: False) == [refusal]
+    assert sorted(removed) == ["flat.0", "flat/encode.0"]
+    assert not words.lock.locked()
+    assert not rest.lock.locked()
+
+
+def test_a_stage_apart_is_built_as_its_models_backlog_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(home=tmp_path, pools=(PoolSpec(model="flat", max=3, encoders=GangSpec(max=3)),))
+    pool = Pool(settings, CARDS, shard="tests.actors.fakes:load_staged")
+    monkeypatch.setattr(pool, "_start", lambda place: None)
+    pool.need({"flat": Demand(100, 10.0)}, {}, Drained())
+    pool.tend()
+    wanted = {name: sum(place.wanted for place in places) for name, places in pool.places.items()}
+    assert (wanted["flat"], wanted["flat/encode"]) == (3, 1)
+>>>>>>> e20e2bd (Stages apart: their pace is guessed low, and resuming and refusing are tested)
