@@ -20,7 +20,7 @@ from farm.errors import Fault
 from farm.ports import GangState, GangStatus, ModelCard
 
 LOAD_S = 1800.0
-PACE_S = 1.0
+PACE_S = 0.1
 ROOM = "room in the cluster"
 
 
@@ -45,14 +45,9 @@ class Place:
     failed_at: float = 0.0
     ready_at: float = 0.0
     drawn: int = 0  # groups, since then
-<<<<<<< HEAD
     load_s: float = STARTS_S  # as guessed, until it is measured
     measured: bool = False
-    pace_s: float = 0.1  # of a megapixel and step: a good GPU's, until it is measured
-=======
-    load_s: float = 0.0  # as measured, else as guessed; 0: nobody has asked yet
-    pace_s: float = PACE_S  # of a megapixel and step
->>>>>>> e20e2bd (Stages apart: their pace is guessed low, and resuming and refusing are tested)
+    pace_s: float = PACE_S  # of a megapixel and step: a good GPU's, until it is measured
     form: Form = field(default_factory=Form)
     lacks: str = ""  # what of the model's files is not there, as far as this machine can see
     pulse: Pulse = field(default_factory=Pulse)

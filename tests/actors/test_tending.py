@@ -8,12 +8,8 @@ from typing import Any
 
 import pytest
 
-<<<<<<< HEAD
-from actors import room
+from actors import cluster, room
 from actors.cards import TINY
-=======
-from actors import cluster
->>>>>>> e20e2bd (Stages apart: their pace is guessed low, and resuming and refusing are tested)
 from actors.gang import Gang, selector
 from actors.places import Place, post_of
 from actors.pool import Pool
@@ -171,7 +167,6 @@ def test_a_drained_node_is_told_to_ray_beside_the_labels_of_the_pool(tmp_path: P
     assert asked(zone="!in(a, b)") == {"zone": "!in(a, b)", "ray.io/node-id": "!in(aaaa,bbbb)"}
 
 
-<<<<<<< HEAD
 def test_loading_is_guessed_from_the_files_until_it_is_measured(tmp_path: Path) -> None:
     made = Pool(Settings(home=tmp_path, pools=(PoolSpec(model="tiny", max=2),)), {"tiny": TINY})
     first, second = made.places["tiny"]
@@ -181,7 +176,8 @@ def test_loading_is_guessed_from_the_files_until_it_is_measured(tmp_path: Path) 
     first.load_s, first.measured = room.STARTS_S, True
     made.look()
     assert first.load_s == room.STARTS_S
-=======
+
+
 def test_where_a_stage_refuses_what_another_has_made_both_gangs_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,8 +207,7 @@ def test_a_stage_apart_is_built_as_its_models_backlog_asks(tmp_path: Path, monke
     settings = Settings(home=tmp_path, pools=(PoolSpec(model="flat", max=3, encoders=GangSpec(max=3)),))
     pool = Pool(settings, CARDS, shard="tests.actors.fakes:load_staged")
     monkeypatch.setattr(pool, "_start", lambda place: None)
-    pool.need({"flat": Demand(100, 10.0)}, {}, Drained())
+    pool.need({"flat": Demand(100, 1000.0)}, {}, Drained())
     pool.tend()
     wanted = {name: sum(place.wanted for place in places) for name, places in pool.places.items()}
     assert (wanted["flat"], wanted["flat/encode"]) == (3, 1)
->>>>>>> e20e2bd (Stages apart: their pace is guessed low, and resuming and refusing are tested)
