@@ -144,8 +144,8 @@ def encoder_of(
 
 def denoiser_of(card: ModelCard, files: ModelFiles, load: Load, seat: "Seat | None", streamed: bool) -> "Denoiser":
     from actors.flux.denoise import Denoiser
-    from actors.flux.exchange import Spread
     from actors.flux.offload import stream_blocks
+    from actors.flux.spread import Spread
     from actors.flux.together import GangDenoiser
     from actors.flux.weights import load_flux, open_checkpoint
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.cards import CARDS, TINY
+from actors.flux.beside import small_files
 from actors.flux.check import (
     NO_TOKENIZER,
     Report,
@@ -16,7 +17,7 @@ from actors.flux.check import (
     title,
     tokenizer_objection,
 )
-from actors.flux.containers import Found, TensorSet, find, is_diffusers, small_files
+from actors.flux.containers import Found, TensorSet, find, is_diffusers
 from actors.flux.headers import WeightsError
 from actors.flux.names import PARTS, Part
 from farm.errors import Fault, NotFound, nearest
@@ -42,7 +43,8 @@ class ModelFiles:
     @property
     def paths(self) -> tuple[Path, ...]:
         """Every file that the picture depends on, for their fingerprint."""
-        return tuple(dict.fromkeys(path for each in self.sets for path in (*each.files, *small_files(each))))
+        read = ((*each.files, *small_files(each.files, each.part)) for each in self.sets)
+        return tuple(dict.fromkeys(path for paths in read for path in paths))
 
 
 def catalogue() -> dict[str, ModelCard]:

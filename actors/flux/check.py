@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from actors.flux.beside import highest_token, read_json, tokenizer_near
 from actors.flux.config import FluxConfig, VaeConfig
-from actors.flux.containers import Kind, TensorSet, absent_parts, find, highest_token, read_json, tokenizer_near
+from actors.flux.containers import Kind, TensorSet, absent_parts, find
 from actors.flux.headers import NotRendered, WeightsError
 from actors.flux.memory import held_bytes, room_bytes, streaming_bytes
 from actors.flux.names import Part

@@ -24,8 +24,6 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-
-
 EIGHT = DTYPES[FP8]
 LARGEST = torch.finfo(EIGHT).max
 SMALLEST = torch.finfo(torch.float32).tiny  # scale: a row of zeros has one too

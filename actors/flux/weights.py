@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
+from actors.flux.beside import tokenizer_near
 from actors.flux.check import too_many_words
 from actors.flux.checkpoint import Checkpoint, open_checkpoint, stored_part
 from actors.flux.config import FluxConfig, VaeConfig
-from actors.flux.containers import TensorSet, tokenizer_near
+from actors.flux.containers import TensorSet
 from actors.flux.exchange import Seat, cut_network
 from actors.flux.fp8 import keep
 from actors.flux.headers import NotRendered, WeightsError

@@ -20,12 +20,13 @@ from actors.cards import TINY
 from actors.flux import latents
 from actors.flux.checkpoint import stored_part
 from actors.flux.config import FLUX1_DEV, FluxConfig
-from actors.flux.exchange import GangShape, Seat, Spread, attention, decode_together, merged
+from actors.flux.exchange import GangShape, Seat, decode_together
 from actors.flux.model import Flux
 from actors.flux.quant import Fp8
 from actors.flux.render import RenderJob
 from actors.flux.shapes import T5Sizes, expected
 from actors.flux.sharding import Cut, Place, check, kept_shapes, module_names, plan_of, rule_for, share, slices
+from actors.flux.spread import Spread, attention, merged
 from actors.flux.weights import load_flux, load_t5
 from tests.flux import containers_kit as kit
 from tests.flux.ranks import Deed, together

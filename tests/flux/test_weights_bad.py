@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from actors.flux.beside import highest_token
 from actors.flux.check import check
-from actors.flux.containers import highest_token
 from actors.flux.weights import NotRendered, WeightsError, load_flux, load_text
 from tests.flux import containers_kit as kit
 from tests.flux.samples import CPU, F32, FLUX_WEIGHTS, VAE_WEIGHTS, comfyui, diffusers, same, without, write_tokenizer
