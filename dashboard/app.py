@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from markupsafe import Markup, escape
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.templating import Jinja2Templates
@@ -25,11 +27,12 @@ from farm.job_queue import JobQueue
 from farm.ports import Store
 
 HERE = Path(__file__).parent
+BACKTICKS = re.compile("`([^`]+)`")
 
 
 def mount(app: FastAPI, *, access: Access, insights: Insights, queue: JobQueue, store: Store) -> None:
     templates = Jinja2Templates(HERE / "templates")
-    templates.env.filters |= {"iso": _iso, "day": _day}
+    templates.env.filters |= {"iso": _iso, "day": _day, "code": _code}
     app.state.pages = pages.Pages(access, insights, queue, store, templates)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.include_router(pages.router, include_in_schema=False)
@@ -70,6 +73,11 @@ def _told(error: Exception) -> FarmError:
     if isinstance(error, HTTPException) and error.status_code == NotFound.status:
         return NotFound("there is no such page")
     return BadInput("this address or form is not right", fix="go back and try again")
+
+
+def _code(text: str) -> Markup:
+    """What stands in backticks, in words that the CLI prints too, is something to type."""
+    return Markup(BACKTICKS.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped before
 
 
 def _iso(seconds: float) -> str:

@@ -106,6 +106,6 @@ def _fault(cause: Cause, detail: str, gang: str | None) -> Fault:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The `fix` for an unknown name (law 8)."""
-    names = sorted(known)
+    names = sorted(map(str, known))
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"

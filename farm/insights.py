@@ -40,6 +40,8 @@ COUNTED_FOR_S = 5.0
 SILENT = "silent"  # the state of a gang whose dispatcher is away: what it said is no longer known to be true
 RUNNING_SHOWN = 5  # of a batch
 HIDDEN = ("staging", "discarded")
+# How counts are told: what was made first, what is still to come last.
+ENDED_FIRST = sorted(State, key=lambda state: state in UNSETTLED)
 VISIBLE = BATCH.c.state.not_in(HIDDEN)
 # What a list shows of each job; `sha256` is the file's, because the store is content-addressed.
 LISTED = [
@@ -342,6 +344,7 @@ def _counts(connection: Connection, batches: Collection[int]) -> dict[int, dict[
 def _with_counts(batch: Record, counts: dict[str, int]) -> Record:
     """A batch that is not cancelled, and of which nothing is to come any more, is shown as settled."""
     settled = not any(counts.get(state) for state in UNSETTLED)
+    counts = {state.value: counts[state] for state in ENDED_FIRST if state in counts}
     state = "settled" if settled and batch["state"] in ("open", "paused") else batch["state"]
     return batch | {"state": state, "counts": counts, "settled": settled}
 

@@ -19,6 +19,7 @@ HASH = re.compile(r"[0-9a-f]{64}")
 SHOWN_BAD = 20
 # A name or reason that somebody else chose must not steer the terminal, or turn its letters round.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+KEPT_WHOLE = 13  # characters: columns no wider than that are cut only when nothing else is left to cut
 WIDE = 10_000  # without a terminal and without COLUMNS nothing is cut off
 
 
@@ -76,13 +77,18 @@ def progress(items: Iterable[T], total: int, words: str) -> Iterable[T]:
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """As wide as the terminal, or COLUMNS: the widest columns are cut; --json has all."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    view = Table(*(name.removesuffix("_at") for name in columns), box=None, pad_edge=False)
-    for row in rows:
-        cells = (_cell(name, row.get(name)) for name in columns)
-        view.add_row(*(Text(cell, overflow="ellipsis", no_wrap=True) for cell in cells))
+    cells = [[_cell(name, row.get(name)) for name in columns] for row in rows]
+    widest = [max(map(len, column), default=0) for column in zip(*cells, strict=True)] or [0] * len(columns)
+    heads = [
+        Column(name.removesuffix("_at"), no_wrap=width <= KEPT_WHOLE)
+        for name, width in zip(columns, widest, strict=True)
+    ]
+    view = Table(*heads, box=None, pad_edge=False)
+    for row in cells:
+        view.add_row(*(Text(cell, overflow="ellipsis", no_wrap=True) for cell in row))
     console().print(view)
 
 

@@ -119,6 +119,12 @@ def ended(batch: dict[str, Any]) -> int:
 def summary(batch: dict[str, Any]) -> str:
     """Counts per state in the order of a job's life, and what is waited for."""
     counts = [f"{batch['counts'][state]} {state}" for state in State if batch["counts"].get(state)]
-    waits = [f"{wait['jobs']} wait: {wait['reason']}" for wait in batch.get("waits", [])[:1]]
+    waits = [_wait(wait["jobs"], wait["reason"]) for wait in batch.get("waits", [])[:1]]
     paused = [f"{batch['state']}"] if batch["state"] not in ("open", "settled") else []
     return "; ".join([", ".join(counts), *paused, *(waits or batch.get("warnings", [])[:1])])
+
+
+def _wait(jobs: int, reason: str) -> str:
+    verb = "waits" if jobs == 1 else "wait"
+    what = reason.removeprefix("waits ")
+    return f"{jobs} {verb} {what}" if what != reason else f"{jobs} {verb}: {reason}"

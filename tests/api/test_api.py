@@ -140,7 +140,7 @@ def test_every_refusal_is_a_problem_document(world: World, method: str, path: st
 
 
 def test_what_is_unknown_is_answered_with_the_nearest(world: World) -> None:
-    assert "'published'" in problem(world.get("/api/jobs?state=publishd"), 422)["fix"]
+    assert problem(world.get("/api/jobs?state=publishd"), 422)["fix"] == "did you mean 'published'?"
     assert "'state'" in problem(world.get("/api/jobs?stat=held"), 422)["fix"]
 
 
@@ -253,6 +253,8 @@ def test_no_route_shows_one_project_to_another(world: World) -> None:
     upload = world.post("/api/uploads", content=picture()).json()["id"]
     for method, path in routes(world):
         if path == "/api/events" or (path.endswith(("uploads", "/batches")) and method == "POST"):
+            continue
+        if path.startswith("/api/pool/"):  # gangs and nodes are no project's
             continue
         filled = path.replace("{batch_id}", str(batch)).replace("{job_id}", str(job))
         answer = world.ask(method, filled, "theirs/operator", params={"priority": 1} if "prio" in path else {})

@@ -241,3 +241,14 @@ def test_who_stops_watching_is_told_that_the_batch_goes_on(
     monkeypatch.setattr(session, "_poll", interrupted)
     assert farm("watch", batch) == 130
     assert f"batch {batch} goes on; `farm watch {batch}`" in farm.err
+
+
+def test_what_is_waited_for_is_a_sentence() -> None:
+    batch: dict[str, Any] = {"state": "open", "counts": {"queued": 1, "published": 2}}
+    for jobs, reason, said in (
+        (1, "waits for job 3, which it edits", "1 waits for job 3, which it edits"),
+        (2, "waits for job 3, which it edits", "2 wait for job 3, which it edits"),
+        (2, "store_down: no", "2 wait: store_down: no"),
+    ):
+        told = session.summary(batch | {"waits": [{"jobs": jobs, "reason": reason}]})
+        assert told == f"1 queued, 2 published; {said}"

@@ -179,3 +179,14 @@ def test_a_bar_is_full_and_its_parts_do_not_overlap(counts: dict[str, int]) -> N
         assert part.start == pytest.approx(end)
         end = part.start + part.width
     assert not made or end == pytest.approx(100)
+
+
+def test_what_is_to_be_typed_stands_as_code_and_nothing_else_gets_through(pages: World) -> None:
+    batch = visit(pages, "ours/operator").submit(LINE).json()["id"]
+    queue = pages.farm.queue
+    (lease,) = queue.claim(queue.lanes()[0].id, "test", 1, 30.0)
+    queue.fault(lease, Fault(Cause.STORE_DOWN, "run `df <i>` & <b>look</b>"))
+    text = pages.client.get(f"/batches/{batch}").text
+    assert "store_down: run <code>df &lt;i&gt;</code> &amp; &lt;b&gt;look&lt;/b&gt;" in text
+    assert "no image is made now: the farm waits for the dispatcher" in text
+    assert "no image is made now" in pages.client.get("/").text
