@@ -11,9 +11,16 @@ import httpx
 import pytest
 
 from farm import events
+from farm.api import live
 from farm.commands import session
 from farm.ports import Lease, Outcome, Signed, Stage, Step, Verdict
 from tests.api.conftest import Shell, World
+
+
+@pytest.fixture(autouse=True)
+def _sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "POLL_S", 0.1)
+    monkeypatch.setattr(live, "STEPS_S", 0.4)
 
 
 @pytest.fixture
@@ -111,7 +118,7 @@ def test_the_stream_tells_of_steps_between_events_and_leaves_the_replay_alone(
         over.set()
         worker.join()
     steps = [one for one in found if one.get("event") == "progress"]
-    assert time.monotonic() - began >= 2, "at most one a second"
+    assert time.monotonic() - began >= 2 * live.STEPS_S, "at most one in that time"
     assert all("id" not in one for one in steps)
     assert all(one["id"].isdecimal() for one in found if "data" in one and one["event"] != "progress")
     data = [json.loads(one["data"]) for one in steps]
@@ -123,7 +130,7 @@ def test_a_step_that_is_not_new_is_not_told_again(world: World, address: str, le
     tell(world, lease, 3)
 
     def later() -> None:
-        time.sleep(2.5)
+        time.sleep(3 * live.STEPS_S)
         world.submit({}, again=True)
         events.seal(world.farm.queue.engine)
 
@@ -141,6 +148,7 @@ def test_show_and_watch_tell_of_running_jobs(
     monkeypatch.setenv("FARM_URL", address)
     monkeypatch.setenv("FARM_KEY", world.keys["ours/submitter"])
     monkeypatch.setattr(session, "STEPS_S", 0.0)
+    monkeypatch.setattr(session, "POLL_S", 0.05)
     tell(world, lease, 3)
     assert shell("show", f"job:{lease.job_id}") == 0
     assert "step 3 of 8" in shell.out
@@ -148,9 +156,9 @@ def test_show_and_watch_tell_of_running_jobs(
     assert "running:" in shell.out
 
     def work() -> None:
-        time.sleep(1.0)
+        time.sleep(0.5)
         tell(world, lease, 4)
-        time.sleep(1.0)
+        time.sleep(0.5)
         world.farm.queue.cancel_job(lease.job_id, "ann")
 
     thread = threading.Thread(target=work)
