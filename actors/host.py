@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors import cluster, faults
-from actors.rank import factory, watchdog
+from actors.rank import watchdog
+from actors.shard import factory
 from farm.config import Settings
 from farm.errors import Fault
 from farm.job import Cause

@@ -11,8 +11,8 @@ from actors.bench import Form
 from actors.gang import Gang
 from actors.health import Pulse
 from actors.messages import Post
-from actors.rank import code_of
 from actors.room import STARTS_S
+from actors.shard import code_of
 from actors.stages import WHOLE, Stage
 from actors.wanted import Seat
 from farm.config import PoolSpec, Settings

@@ -41,7 +41,7 @@ class Pool(Tending):
         settings: Settings,
         cards: Mapping[str, ModelCard],
         *,
-        shard: str = "actors.rank:load_shard",
+        shard: str = "actors.shard:load_shard",
         limit: Callable[[Sequence[RenderRequest]], float] = limit_s,
         room_s: float = ROOM_S,
     ) -> None:

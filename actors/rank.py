@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import hashlib
-import importlib
 import logging
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import groupby
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 from actors import saved
 from actors.faults import fault_of
 from actors.messages import Hello, Mark, Order, Post
+from actors.shard import Shard, device_of, factory, require, stamps
 from actors.stages import Made, Stage
 from actors.work import Work, frame_of
 from farm.errors import Fault
@@ -28,8 +24,7 @@ from farm.job import CAUSES, Cause, Payer
 from farm.ports import GangState, Rendered, RenderRequest
 
 if TYPE_CHECKING:
-    from actors.flux.offload import Setting
-    from actors.flux.render import Preview, RenderJob
+    from actors.flux.render import RenderJob
     from actors.flux.sampler import SavedLatent
     from actors.meeting import Door
 
@@ -38,25 +33,6 @@ log = logging.getLogger("farm.rank")
 MET_BY_ALL = frozenset({Cause.NOT_FINITE, Cause.BAD_INPUT, Cause.LEASE_LOST, Cause.WEIGHTS_MISSING})
 Answer = Rendered | Fault | tuple[float, Made]  # the seconds it took, and what is handed on
 RENDER, CONTROL = "render", "control"  # the actor's concurrency groups: work goes one by one, questions pass it
-
-
-class Draws(Protocol):
-    """`actors.flux.render.Renderer`, as far as a rank uses it."""
-
-    def render(
-        self,
-        jobs: Sequence[RenderJob],
-        on_step: Callable[[int, int, Preview], None] | None = None,
-        cancelled: Callable[[], bool] | None = None,
-        resume: SavedLatent | None = None,
-    ) -> Sequence[Any]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    renderer: Draws
-    weights: str  # SHA-256 over its files
-    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,35 +48,6 @@ class Begun:
         """What those have in common that are drawn together."""
         reference = self.request.reference
         return (reference.width, reference.height) if reference else None, self.start.step if self.start else 0
-
-
-def load_shard(post: Post) -> Shard:
-    import torch
-
-    from actors.flux.quant import fp8_of
-    from actors.loading import Load, load_known
-    from actors.plan import precision_of
-
-    folder = Path(post.models) if post.models else None
-    device = device_of(post)
-    dtype = getattr(torch, precision_of(post.precision, device))
-    setting, fp8 = cast("Setting", post.offload), fp8_of(post.precision, device)
-    load = Load(device, dtype, setting, post.tensor, post.sequence, fp8, post.stages, post.embeddings_mb)
-    known = load_known(post.card, folder, load)
-    return Shard(known.renderer, known.weights, known.files)
-
-
-def device_of(post: Post) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if post.device == "auto" else post.device
-
-
-def factory(dotted: str) -> Callable[..., Any]:
-    """`package.module:name`, as the composition root gives it."""
-    module, _, name = dotted.partition(":")
-    made: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return made
 
 
 class Rank:
@@ -252,28 +199,6 @@ def apart(answers: Sequence[Answer], count: int) -> tuple[Any, ...]:
     told = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
     made = [answer[1] if isinstance(answer, tuple) else None for answer in answers]
     return told, *(made or [None] * count)
-
-
-def require(code: str) -> None:
-    """Where it is known what a gang is to run, a node with anything else draws none of it."""
-    if code not in {"", code_of()}:
-        where = f"{socket.gethostname()} has other code in {Path(__file__).parent} than the dispatcher runs"
-        raise Fault(Cause.NO_ROOM, f"{where}: install the same on every node, or restart the dispatcher")
-
-
-@cache
-def code_of() -> str:
-    """What ranks run: of other code the same seed might not be the same picture."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def stamps(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:
-    """Whether they are still the same without reading them again; one that is gone is no longer the same."""
-    found = [os.stat(path) if path.exists() else None for path in files]
-    return tuple((one.st_size, one.st_mtime_ns) if one else (-1, 0) for one in found)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.messages import Order, Post
-from actors.rank import Shard, factory, job_of
+from actors.rank import job_of
+from actors.shard import Shard, factory
 from benchmarks.queue import machine
 from farm.config import PoolSpec, Settings
 from farm.job import Spec
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from farm.dispatcher import Dispatcher
 
 STEPS, SIDE = 8, 128
-PACED, TINY = "benchmarks.pool:load_paced", "actors.rank:load_shard"
+PACED, TINY = "benchmarks.pool:load_paced", "actors.shard:load_shard"
 STEP_S = "BENCH_STEP_S"  # ranks inherit it
 READY_S, DONE_S = 180.0, 900.0
 

@@ -26,7 +26,7 @@ from actors.flux.quant import Fp8
 from actors.flux.render import KONTEXT_SIZES, Renderer, RenderJob
 from actors.flux.shapes import ClipSizes, T5Sizes, expected
 from actors.messages import Post
-from actors.rank import load_shard
+from actors.shard import load_shard
 from actors.stages import Stage
 from farm.errors import Fault, NotFound
 from farm.job import CAUSES, Cause, Payer

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.messages import Post
-from actors.rank import Shard
+from actors.shard import Shard
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Frame, Outcome, Stage, Verdict

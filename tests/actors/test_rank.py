@@ -16,7 +16,8 @@ import pytest
 from actors.flux.render import Pixels, RenderJob
 from actors.gang import require_alike
 from actors.messages import Order, Post
-from actors.rank import Rank, Shard, code_of, stamps
+from actors.rank import Rank
+from actors.shard import Shard, code_of, stamps
 from actors.work import Work
 from farm.errors import Fault
 from farm.job import Cause

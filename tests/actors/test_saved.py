@@ -17,7 +17,8 @@ from actors import saved, work
 from actors.flux.render import Renderer, renderer_of
 from actors.flux.sampler import SavedLatent
 from actors.messages import Mark, Order, Post
-from actors.rank import Rank, Shard, job_of
+from actors.rank import Rank, job_of
+from actors.shard import Shard
 from actors.watching import Watching
 from actors.work import Work
 from farm.errors import Fault

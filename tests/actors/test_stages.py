@@ -77,7 +77,7 @@ def test_the_path_of_a_job_is_that_of_its_pool() -> None:
 
 
 def ready(gang: str, *stages: Stage) -> Rank:
-    shard = "actors.rank:load_shard"
+    shard = "actors.shard:load_shard"
     rank = Rank(gang, Post(TINY, shard, "tiny", "", "cpu", "auto", "never", 60.0, stages=stages))
     rank.load()
     return rank

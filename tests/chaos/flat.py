@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.messages import Post
-from actors.rank import Shard
+from actors.shard import Shard
 
 if TYPE_CHECKING:
     from actors.flux.render import RenderJob
