@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -146,6 +148,22 @@ def test_a_server_that_is_gone_is_an_outage() -> None:
     again = pickle.loads(pickle.dumps(caught.value))
     assert (again.cause, again.detail) == (Cause.DATABASE_DOWN, caught.value.detail)
     queue.engine.dispose()
+
+
+@pytest.mark.postgres
+def test_a_server_whose_machine_falls_silent_is_noticed_soon(postgres_server: str) -> None:
+    engine = db.connect(postgres_server)
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        with socket.socket(fileno=os.dup(driver.fileno())) as line:
+            idle, every, times = (
+                line.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            assert idle + every * times <= 30
+            assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+    engine.dispose()
 
 
 @pytest.mark.postgres
