@@ -66,8 +66,8 @@ class Place:
 
     @property
     def unseen(self) -> bool:
-        """Its files are not on this machine, and no gang here has shown that its node has them."""
-        return bool(self.lacks) and not self.ready_at
+        """Its files are not on this machine, and a start has shown that its node lacks them too."""
+        return bool(self.lacks) and not self.ready_at and self.failed_at > 0
 
     @property
     def seeks(self) -> bool:

@@ -101,6 +101,8 @@ class Dispatcher:
 
     def _lease(self) -> list[Lease]:
         for lane in self.steering.lanes(self._lanes(), self._flying()):
+            if self.outages.blocks(lane.model):
+                continue
             seconds = scheduler.lease_seconds(self.lease_s, lane.shape_key, self.group)
             leases = self.queue.claim(lane.id, self.owner, self.group, seconds)
             if leases:
@@ -108,7 +110,8 @@ class Dispatcher:
         return []
 
     def _lanes(self) -> list[LaneView]:
-        return [lane for lane in self.queue.lanes() if not self.outages.blocks(lane.model)]
+        """Those whose model is away ask for no gang; those of one that lacks room do all the more."""
+        return [lane for lane in self.queue.lanes() if not self.outages.blocks(lane.model, but=[Cause.NO_ROOM])]
 
     def _flying(self) -> list[list[Lease]]:
         return [flight.leases for flight in list(self.flights.values())]
@@ -145,7 +148,8 @@ class Dispatcher:
         oldest = min((flight.since for flight in self.flights.values()), default=float("inf"))
         for fault in group.faults:
             if fault.cause in OF_MODEL:
-                self.outages.met(model, fault, LACKING_S if model in self.lacking else self.ports.retry_s)
+                unseen = fault.cause is Cause.WEIGHTS_MISSING and model in self.lacking
+                self.outages.met(model, fault, LACKING_S if unseen else self.ports.retry_s)
             elif fault.cause in SHARED:
                 self.outages.doubt(fault, self.ports.retry_s, oldest)
             elif fault.cause is not Cause.LEASE_LOST:

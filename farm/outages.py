@@ -88,10 +88,11 @@ class Outages:
     def places(self) -> set[str]:
         return {place for place, _ in self._keys()}
 
-    def blocks(self, place: str) -> bool:
+    def blocks(self, place: str, but: Collection[Cause] = ()) -> bool:
         now = self.clock()
         with self.lock:
-            return any(at == place and now < outage.until for (at, _), outage in self.standing.items())
+            met = self.standing.items()
+            return any(at == place and cause not in but and now < outage.until for (at, cause), outage in met)
 
     def words(self) -> str:
         """The causes that hold up the whole farm, then the details: "signer_down, ray_gone: ..."; or nothing."""

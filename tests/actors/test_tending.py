@@ -134,7 +134,8 @@ def test_a_start_that_failed_is_tried_again_later_or_where_a_job_asks(
     now = time.time()
     assert not pool._may_start(place, now)
     assert pool._may_start(place, now + 31)
-    place.lacks = "no files here"
+    place.lacks, place.rivals = "no files here", ("flat.0",)
+    assert not pool.status()[-1].lacks_room  # nobody is to make room for it
     assert not pool._may_start(place, now + 31)
     pool.asking[1] = ("other", Demand(1, 1.0))
     assert pool._may_start(place, now)
