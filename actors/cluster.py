@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def _join(address: str) -> str:
     import ray
 
     if ray.is_initialized():
-        if _port(ray.get_runtime_context().gcs_address) == _port(address) and _stands():
+        if _port(ray.get_runtime_context().gcs_address) == _port(address) and _stands(address):
             return _connection()
         ray.shutdown()
     _outlive()
@@ -89,10 +90,35 @@ def _join(address: str) -> str:
         ray.init(address=_literal(address), namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise Fault(Cause.RAY_GONE, f"cannot join Ray at {address}: {error}") from error
-    return _connection()
+    connection = _connection()
+    threading.Thread(target=_hold_on, args=(address, connection), name="ray", daemon=True).start()
+    return connection
 
 
-def _stands() -> bool:
+def _hold_on(address: str, connection: str) -> None:
+    """Leave a lost head at once: were we still asking it for something when the next one answers at its address, Ray
+    would end this process. A line that stays silent breaks when the head does."""
+    while True:
+        try:
+            with _line(address) as line:
+                line.settimeout(None)
+                line.recv(1)  # Ray's server ends a silent line after two minutes: then it is asked
+        except (OSError, Fault) as error:
+            log.info("the line to Ray at %s broke: %s", address, error)
+        with _joining:
+            if not _joined(connection):
+                return
+            if not _stands(address):
+                return _leave()
+
+
+def _joined(connection: str) -> bool:
+    import ray
+
+    return ray.is_initialized() and _connection() == connection
+
+
+def _stands(address: str) -> bool:
     """Whether what we joined still does: another head may be at its address, and our node may be lost while it lives.
 
     Asked by the client that raises: with `ray.nodes()` a strange head would end this process.
@@ -100,12 +126,17 @@ def _stands() -> bool:
     import ray
     from ray._private.worker import global_worker
 
-    own = ray.NodeID.from_hex(ray.get_runtime_context().get_node_id())
-    try:
-        return bool(all(global_worker.gcs_client.check_alive([own], timeout=ANSWER_S)))
-    except ray.exceptions.RayError as error:
-        log.info("Ray is joined anew: %s", error)
-        return False
+    own, end = ray.NodeID.from_hex(ray.get_runtime_context().get_node_id()), time.monotonic() + ANSWER_S
+    while time.monotonic() < end:
+        try:
+            _dial(address)
+            return bool(all(global_worker.gcs_client.check_alive([own], timeout=1.0)))
+        except (Fault, ray.exceptions.AuthenticationError) as error:
+            log.info("Ray is to be joined anew: %s", error)
+            return False
+        except ray.exceptions.RayError as error:
+            log.info("Ray at %s is slow to answer: %s", address, error)
+    return False
 
 
 def _outlive() -> None:
@@ -148,9 +179,13 @@ def _own_address(settings: Settings) -> str:
 
 def _dial(address: str) -> None:
     """Ask the port first: Ray itself would try for minutes."""
+    _line(address).close()
+
+
+def _line(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), DIAL_S).close()
+        return socket.create_connection((host.strip("[]"), int(port)), DIAL_S)
     except (OSError, ValueError) as error:
         raise Fault(Cause.RAY_GONE, f"Ray does not answer at {address}: {error}") from error
 
