@@ -164,7 +164,8 @@ def _api(settings: Settings) -> tuple[bool, str, str]:
             client.ready()
         except Unavailable as error:
             if missing := error.more.get("missing"):
-                return False, f"{settings.api_url} answers, but waits for {in_words(missing)}", _started(settings)
+                fix = f"see the lines above; {settings.home / 'log'} says since when and why"
+                return False, f"{settings.api_url} answers, but waits for {in_words(missing)}", fix
             raise
     return True, f"ready at {settings.api_url}", ""
 
