@@ -26,6 +26,7 @@ DTYPES = {
 }
 EIGHT = DTYPES[FP8]
 LARGEST = torch.finfo(EIGHT).max
+FEW = 2**15  # numbers rounded to fp8 at once
 SMALLEST = torch.finfo(torch.float32).tiny  # scale: a row of zeros has one too
 
 
@@ -87,11 +88,15 @@ class Checkpoint:
                 if (factors := self.scale(run.source)) is not None:
                     scale[run.to : run.to + run.rows] = of_rows(factors, run.start, run.rows).to(device)
             return out, scale
-        for at, rows in self.windows(tensor, cuts, out.device):
-            wide, own = rows.float(), scale[at : at + len(rows)]
-            lowest, highest = wide.aminmax(dim=1, keepdim=True)
-            own.copy_(torch.maximum(-lowest, highest)).div_(LARGEST).clamp_(min=SMALLEST)
-            out[at : at + len(rows)].copy_(columns(wide.div_(own), cuts))
+        for first, window in self.windows(tensor, cuts, out.device):
+            # Few rows at a time: what is made and freed between tensors that stay would leave holes in memory.
+            few = max(1, FEW // tensor.shape[1])
+            for at, rows in enumerate(window.split(few)):
+                place = slice(first + at * few, first + at * few + len(rows))
+                wide = rows.float()
+                lowest, highest = wide.aminmax(dim=1, keepdim=True)
+                scale[place] = (torch.maximum(-lowest, highest) / LARGEST).clamp_(min=SMALLEST)
+                out[place] = columns(wide.div_(scale[place]), cuts).to(EIGHT)
         return out, scale
 
     def windows(
