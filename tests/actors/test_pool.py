@@ -221,7 +221,7 @@ def test_a_gang_makes_room_when_it_is_told_to_and_not_before(pool: Pool) -> None
     assert (third().state, third().waits_for, third().rivals[0]) == (GangState.STARTING, ROOM, first)
     assert sorted(gang.standing()) == sorted(third().rivals)
     pool.need(waits, {first: "third"}, Drained())
-    until(lambda: third().state is GangState.READY)
+    until(lambda: third().state is GangState.READY, 120.0)
     assert pool.places["flat"][0].gang is None
     assert first not in gang.standing()
     pool.need({}, {}, Drained())

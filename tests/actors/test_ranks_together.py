@@ -163,10 +163,10 @@ def test_a_second_gang_is_built_while_the_first_is_busy_and_one_goes_when_idle(
     pool = pool_of(settings, max=2, min=1, idle_s=0.5)
     closing.append(pool)
     pool.tend()
-    until(lambda: [row.state for row in pool.status()] == [GangState.READY, GangState.GONE])
+    until(lambda: [row.state for row in pool.status()] == [GangState.READY, GangState.GONE], 120.0)
     pool.need({"tiny": Demand(100, 1e5)}, {}, Drained())
     pool.tend()
-    until(lambda: [row.state for row in pool.status()] == [GangState.READY] * 2)
+    until(lambda: [row.state for row in pool.status()] == [GangState.READY] * 2, 120.0)
     assert all(row.load_s > 0 and row.nodes for row in pool.status())
     pool.need({}, {}, Drained())
     found: list[str] = []
