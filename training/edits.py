@@ -121,13 +121,19 @@ KINDS: dict[str, Callable[[random.Random, Scene], Edit | None]] = {
 }
 
 
-def invent_edit(rng: random.Random, kind: str, canvas: tuple[int, int] | None = None, held_out: bool = False) -> Edit:
+def invent_edit(
+    rng: random.Random,
+    kind: str,
+    canvas: tuple[int, int] | None = None,
+    held_out: bool = False,
+    scene: Callable[[random.Random, tuple[int, int] | None], Scene] = lambda rng, canvas: invent(rng, canvas=canvas),
+) -> Edit:
     """An edit of that kind of a scene at random, with a sentence from training's share or the evaluation's.
 
     Edits have few sentences, so what is held out is the sentence together with what the scene shows.
     """
     while True:
-        edit = KINDS[kind](rng, invent(rng, canvas=canvas))
+        edit = KINDS[kind](rng, scene(rng, canvas))
         if edit is not None and is_held_out(signature(edit)) == held_out:
             return replace(edit, sentence=with_articles(edit.sentence))
 

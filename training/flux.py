@@ -43,7 +43,7 @@ CONFIG = FluxConfig(
     depth_single_blocks=4,
     axes_dim=(16, 24, 24),
 )
-EDIT_SHARE = 0.4
+EDIT_SHARE = 0.45
 PEAK_RATE = 1e-3
 TOKENS = 2600  # of pictures, in one worker's batch
 LAYOUT_AFTER = 1  # the single block whose output also has to tell the picture's layout
@@ -97,12 +97,12 @@ def start_at_rest(flux: Flux) -> None:
 
 
 def times(count: int, image_tokens: int) -> Tensor:
-    """Three of five close to pure noise: there words alone decide what goes where, and the sampler takes its first
+    """Nearly half close to pure noise: there words alone decide what goes where, and the sampler takes its first
     steps. The rest logit-normal and uniform, under the shift that the sampler will use."""
     kind = torch.rand(count)
-    t = torch.where(kind < 0.9, torch.randn(count).sigmoid(), torch.rand(count)).clamp(1e-3, 1 - 1e-4)
+    t = torch.where(kind < 0.85, torch.randn(count).sigmoid(), torch.rand(count)).clamp(1e-3, 1 - 1e-4)
     mu = math.exp(resolution_shift(image_tokens))
-    return torch.where(kind < 0.6, 1 - 0.2 * torch.rand(count), mu * t / (1 + (mu - 1) * t)).clamp(max=1 - 1e-4)
+    return torch.where(kind < 0.45, 1 - 0.2 * torch.rand(count), mu * t / (1 + (mu - 1) * t)).clamp(max=1 - 1e-4)
 
 
 def losses_of(learner: Learner, drawn: list[Drawn], sentences: list[str]) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+SPLITS = (86.0, 7.0, 7.0)  # plain, sides, halves
 SIZES = {"small": 0.36, "medium": 0.48, "large": 0.64}
 PLACES: dict[str, tuple[int, int]] = {
     "centre": (0, 0),
@@ -166,22 +167,28 @@ def opposite(rng: random.Random, place: str) -> str:
     return next(name for name, where in PLACES.items() if where == (across, down))
 
 
-def invent(rng: random.Random, items: int | None = None, canvas: tuple[int, int] | None = None) -> Scene:
+def invent(
+    rng: random.Random,
+    items: int | None = None,
+    canvas: tuple[int, int] | None = None,
+    splits: tuple[float, float, float] = SPLITS,
+    shapes: tuple[float, ...] | None = None,
+) -> Scene:
     """A scene at random: mostly one shape, mostly a plain ground, which two shapes always have."""
     canvas = canvas or rng.choices(CANVASES, CANVAS_WEIGHTS)[0]
     count = items or (2 if rng.random() < 0.15 else 1)
-    split: Split = rng.choices(("plain", "sides", "halves"), (86, 7, 7))[0] if count == 1 else "plain"
+    split: Split = rng.choices(("plain", "sides", "halves"), splits)[0] if count == 1 else "plain"
     colours = rng.sample(list(COLOURS), 4)
     ground = tuple(colours[: 1 if split == "plain" else 2])
-    shapes = [rng.choice(SHAPES) for _ in range(count)]
+    drawn = rng.choices(SHAPES, shapes, k=count) if shapes else [rng.choice(SHAPES) for _ in range(count)]
     if count == 1:
         place = "centre" if rng.random() < 0.4 else rng.choice(list(PLACES))
         size = rng.choices(list(SIZES), (3, 4, 3))[0]
-        return Scene(*canvas, split, ground, (put(canvas, shapes[0], colours[2], size, place),))
+        return Scene(*canvas, split, ground, (put(canvas, drawn[0], colours[2], size, place),))
     place = rng.choice([name for name in PLACES if name != "centre"])
     pair = place, opposite(rng, place)
     while True:
         sizes = [rng.choices(("small", "medium"), (2, 1))[0] for _ in range(2)]
-        made = [put(canvas, shapes[i], colours[2 + i], sizes[i], pair[i]) for i in range(2)]
+        made = [put(canvas, drawn[i], colours[2 + i], sizes[i], pair[i]) for i in range(2)]
         if not made[0].touches(made[1], 4):
             return Scene(*canvas, split, ground, tuple(made))
