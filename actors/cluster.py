@@ -88,7 +88,7 @@ def _join(address: str) -> str:
     _start_nothing()
     try:
         ray.init(address=_literal(address), namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray asserts, and raises what has no class of its own
         raise Fault(Cause.RAY_GONE, f"cannot join Ray at {address}: {error}") from error
     connection = _connection()
     threading.Thread(target=_hold_on, args=(address, connection), name="ray", daemon=True).start()
@@ -175,6 +175,8 @@ def _own_address(settings: Settings) -> str:
         return path.read_text()
     except FileNotFoundError as error:
         raise Fault(Cause.RAY_GONE, f"Ray is not running: no {path} (start it with `farm up` or `farm ray`)") from error
+    except OSError as error:
+        raise Fault(Cause.RAY_GONE, f"where Ray is running cannot be read: {error}") from error
 
 
 def _dial(address: str) -> None:

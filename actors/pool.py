@@ -70,7 +70,12 @@ class Pool(Tending):
         given: Sequence[Any],
     ) -> Sequence[Answer]:
         """By a gang that does it. Whatever goes wrong here is this gang's."""
-        place = self._place(asked_for, requests, cancelled)
+        try:
+            place = self._place(asked_for, requests, cancelled)
+        except Fault:
+            raise
+        except faults.RAISED as error:  # nothing was asked of a gang yet
+            raise Fault(Cause.RAY_GONE, faults.fault_of(error).detail) from error
         job = requests[0].job_id
         try:
             answers = self._render(place, tuple(requests), given, cancelled, watch)
@@ -112,19 +117,26 @@ class Pool(Tending):
     def _free(self, places: Sequence[Place]) -> Place | None:
         for place in places:
             if place.usable and place.lock.acquire(blocking=False):
+                free = False
                 try:
-                    self._join(place)
-                except Fault as gone:
-                    place.gang = None
-                    place.now(GangState.GONE, str(gone))
-                    self._leave(place)
-                    raise
-                if place.usable and place.state is GangState.READY:
+                    free = self._is_free(place)
+                finally:
+                    if not free:
+                        self._leave(place)
+                if free:
                     return place
-                if place.gang is None:
-                    place.now(GangState.GONE, "a job")
-                self._leave(place)
         return None
+
+    def _is_free(self, place: Place) -> bool:
+        try:
+            self._join(place)
+        except Fault as gone:
+            place.gang = None
+            place.now(GangState.GONE, str(gone))
+            raise
+        if place.gang is None:
+            place.now(GangState.GONE, "a job")
+        return place.usable and place.state is GangState.READY
 
     def _give_up(self, places: Sequence[Place], began: float) -> None:
         """Nobody waits inside for a gang that does not come: the job goes back to the queue, with the reason."""

@@ -160,13 +160,14 @@ class Tending:
             place.wanted = number in some
 
     def _why_ends(self, place: Place) -> str:
-        if place.gang is None:
+        one = place.gang  # whoever holds the lock may remove it meanwhile
+        if one is None:
             return ""
-        if place.gang.id in self.drained.gangs:
+        if one.id in self.drained.gangs:
             return "it is drained"
         if set(place.homes) & self.drained.nodes:
             return "its node is drained"
-        model = self.pressed.get(place.gang.id)
+        model = self.pressed.get(one.id)
         return f"room for a gang of {model}" if model else ""
 
     def _care(self, place: Place, now: float) -> bool:

@@ -71,6 +71,21 @@ def command(process: psutil.Process) -> list[str]:
         return []
 
 
+def test_whatever_stands_in_the_way_of_ray_is_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise AssertionError("no raylet")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(Fault, match="no raylet") as caught:
+        cluster._join("127.0.0.1:6379")
+    assert caught.value.cause is Cause.RAY_GONE
+    (tmp_path / "ray" / "address").mkdir(parents=True)  # an address that cannot be read
+    with pytest.raises(Fault, match="cannot be read") as caught:
+        cluster.reach(Settings(home=tmp_path))
+    assert caught.value.cause is Cause.RAY_GONE
+
+
 def test_every_port_is_on_loopback(settings: Settings) -> None:
     seen = 0
     for process in processes(settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -157,6 +157,36 @@ def test_three_starts_that_failed_rest_the_place_and_say_no_more_than_the_cause(
         pool._give_up([place], time.time())
     assert "gang_died" in caught.value.detail
     assert "somebody" not in caught.value.detail
+
+
+@pytest.mark.parametrize("trouble", [OSError(24, "too many open files"), AssertionError("no raylet"), SystemExit(1)])
+def test_trouble_while_a_job_waits_is_an_outage_and_leaves_no_place_locked(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    def troubled(*_: object) -> None:
+        raise trouble
+
+    (place,) = pool.places["other"]
+    stand(place)
+    monkeypatch.setattr("actors.cluster.connect", troubled)
+    with pytest.raises(Fault) as caught:
+        pool.render([request_of("a", model="other")], lambda: False)
+    assert caught.value.cause is Cause.RAY_GONE
+    assert not place.lock.locked()
+
+
+def test_a_gang_that_another_thread_removes_meanwhile_has_no_reason_to_end(pool: Pool) -> None:
+    class Removed:
+        """Of the gangs that are drained: who asks for it is overtaken."""
+
+        def __contains__(self, _: object) -> bool:
+            place.gang = None
+            return False
+
+    (place,) = pool.places["other"]
+    stand(place)
+    pool.drained = Drained(gangs=cast("frozenset[str]", Removed()))
+    assert pool._why_ends(place) == ""
 
 
 def test_a_drained_node_is_told_to_ray_beside_the_labels_of_the_pool(tmp_path: Path) -> None:
