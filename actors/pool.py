@@ -18,7 +18,7 @@ from actors.stages import Passed, Stage, along
 from actors.tending import ROOM_S, TEND_S, Tending
 from farm.config import Settings
 from farm.errors import Fault
-from farm.job import Cause, megapixel_steps
+from farm.job import CAUSES, Cause, Payer, megapixel_steps
 from farm.ports import Demand, GangState, GangStatus, ModelCard, NodeStatus, Rendered, RenderRequest, Step, ignore
 from farm.scratch import SCRATCH, Scratch
 
@@ -33,6 +33,10 @@ def limit_s(requests: Sequence[RenderRequest]) -> float:
 
 def work_of(requests: Sequence[RenderRequest]) -> float:
     return sum(megapixel_steps(request.spec.shape_key) for request in requests)
+
+
+def never() -> bool:
+    return False
 
 
 class Pool(Tending):
@@ -70,6 +74,8 @@ class Pool(Tending):
         given: Sequence[Any],
     ) -> Sequence[Answer]:
         """By a gang that does it. Whatever goes wrong here is this gang's."""
+        if self.places[asked_for][0].post.stages == (Stage.DECODE,):
+            cancelled = never  # for the sake of one, what is drawn of the others is not thrown away
         try:
             place = self._place(asked_for, requests, cancelled)
         except Fault:
@@ -148,7 +154,9 @@ class Pool(Tending):
             return
         latest = max(places, key=lambda place: place.failed_at)
         if latest.fault is not None and latest.failed_at >= began:
-            raise Fault(latest.fault.cause, latest.fault.detail, gang=latest.fault.gang)
+            if CAUSES[latest.fault.cause] is Payer.ENVIRONMENT:
+                raise Fault(latest.fault.cause, latest.fault.detail, gang=latest.fault.gang)
+            raise Fault(Cause.NO_ROOM, f"a gang of {latest.post.asked} did not start: {latest.fault}")
         way = self._gives_way(latest.post.card.name)
         lacking = next((place for place in places if place.rivals is not None or way), None)
         if lacking is not None and now - began > self.room_s:
@@ -177,7 +185,7 @@ class Pool(Tending):
                 self.scratch.drop(request.job_id)  # it may be what is wrong
         place.now(GangState.READY, "a job")
         place.drawn += 1
-        self._learn(place, requests, answers)
+        self._learn(place, begun, answers)
         wrong = [answer for answer in answers if isinstance(answer, Fault)]
         refused = {answer.gang or "" for answer in wrong if answer.cause is Cause.WEIGHTS_MISSING}
         if ending := [answer for answer in wrong if faults.ends_gang(answer) or refused]:
@@ -188,14 +196,16 @@ class Pool(Tending):
 
     def _other_files(self, giver: str) -> None:
         """What was made there was refused. Which of the two gangs has files that were changed since, is not known."""
+        self.refused.add(giver)
         for place in self._all():
-            if place.gang is not None and place.gang.id == giver and place.lock.acquire(blocking=False):
-                self._remove(place, "it has loaded other files than those who go on with what it makes")
+            place.ends = self._why_ends(place)
+            if place.ends and place.lock.acquire(blocking=False):
                 self._leave(place)
 
     def _learn(self, place: Place, requests: Sequence[RenderRequest], answers: Sequence[Answer]) -> None:
-        """What a step takes here."""
-        made = [(one, asked) for one, asked in zip(answers, requests, strict=True) if not isinstance(one, Fault)]
+        """What a step takes here, told by those that took all of theirs."""
+        pairs = zip(answers, requests, strict=True)
+        made = [(one, asked) for one, asked in pairs if not isinstance(one, Fault) and asked.resume is None]
         if (work := work_of([asked for _, asked in made])) > 0:
             pace_s = sum(one.seconds for one, _ in made) / work
             for other in self._alike(place):

@@ -60,6 +60,7 @@ class Tending:
         self.pressed: Mapping[str, str] = {}
         self.helped: dict[str, float] = {}  # model that room is made for, and until when it has the first claim
         self.drained = Drained()
+        self.refused: set[str] = set()  # gangs whose work others have refused
         self.seen: list[NodeStatus] = []
         self.looked = 0.0
         self.swept, self.closed, self.news = False, threading.Event(), threading.Event()
@@ -167,6 +168,8 @@ class Tending:
             return "it is drained"
         if set(place.homes) & self.drained.nodes:
             return "its node is drained"
+        if one.id in self.refused:
+            return "it has loaded other files than those who go on with what it makes"
         model = self.pressed.get(one.id)
         return f"room for a gang of {model}" if model else ""
 

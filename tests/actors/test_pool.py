@@ -190,9 +190,9 @@ def test_missing_weights_wait_for_the_operator_and_hold_no_room(pool: Pool) -> N
     assert any("has no files" in row.waits_for for row in pool.status() if row.model == "missing")
 
 
-def test_a_model_that_does_not_load_is_the_gang_s_fault(pool: Pool) -> None:
+def test_a_model_that_does_not_load_costs_the_job_nothing(pool: Pool) -> None:
     fault = failed(pool, "a", model="broken")
-    assert fault.cause is Cause.GANG_DIED
+    assert fault.cause is Cause.NO_ROOM
     assert "do not load" in fault.detail
     until(lambda: not groups())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from actors.stages import Passed
 from farm.config import GangSpec, PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import Cause
-from farm.ports import Demand, Drained, GangState
+from farm.ports import Demand, Drained, Frame, GangState, Rendered
 from tests.actors.conftest import CARDS, request_of
 
 
@@ -119,8 +120,13 @@ def test_nobody_waits_inside_for_a_gang_that_does_not_come(pool: Pool, monkeypat
     assert caught.value.cause is Cause.NO_ROOM
     pool._give_up([place], time.time())
     place.fault, place.failed_at = Fault(Cause.GANG_DIED, "it died", gang="other.1"), time.time()
-    with pytest.raises(Fault, match="it died"):
+    with pytest.raises(Fault, match="a gang of other did not start: it died") as caught:
         pool._give_up([place], began)
+    assert caught.value.cause is Cause.NO_ROOM, "the job has met no gang"
+    place.fault, place.failed_at = Fault(Cause.WEIGHTS_MISSING, "no files"), time.time()
+    with pytest.raises(Fault, match="no files") as caught:
+        pool._give_up([place], began)
+    assert caught.value.cause is Cause.WEIGHTS_MISSING
     stand(place, GangState.BUSY)
     pool._give_up([place], began)
 
@@ -232,6 +238,42 @@ def test_where_a_stage_refuses_what_another_has_made_both_gangs_go(
     assert sorted(removed) == ["flat.0", "flat/encode.0"]
     assert not words.lock.locked()
     assert not rest.lock.locked()
+
+    stand(words)  # which is busy when what it has made is refused
+    words.gang = Gang("flat/encode.1", [], None, None)
+    words.lock.acquire()
+    pool._other_files("flat/encode.1")
+    assert not words.usable
+    pool._leave(words)
+    assert removed[-1] == "flat/encode.1"
+
+
+def test_who_is_cancelled_among_others_stops_no_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others' pictures are drawn already."""
+    settings = Settings(home=tmp_path, pools=(PoolSpec(model="flat", decoders=GangSpec()),))
+    pool = Pool(settings, CARDS, shard="tests.actors.fakes:load_staged")
+    for place in pool._all():
+        stand(place)
+    picture, gone = Rendered(Frame(1, 1, b"rgb"), "flat.0", "w"), list[int]()
+
+    def render(gang: Gang, order: Any, cancelled: Any, *_: Any) -> list[Any]:
+        if order.hands_on:
+            gone.append(1)
+            return [Passed("drawn", 0.1)]
+        return [Fault(Cause.LEASE_LOST, "stopped") if cancelled() else picture]
+
+    monkeypatch.setattr(cluster, "connect", lambda _: "")
+    monkeypatch.setattr(Gang, "render", render)
+    assert pool.render([request_of("a")], lambda: bool(gone)) == [picture]
+
+
+def test_a_job_that_went_on_from_its_middle_tells_nothing_of_the_pace(pool: Pool) -> None:
+    place, asked = pool.places["flat"][0], request_of("a")
+    before, drew = place.pace_s, Rendered(Frame(1, 1, b"rgb"), "flat.0", "w", 0.001)
+    pool._learn(place, [replace(asked, resume=b"latent")], [drew])
+    assert place.pace_s == before
+    pool._learn(place, [asked], [drew])
+    assert place.pace_s != before
 
 
 def test_a_stage_apart_is_built_as_its_models_backlog_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
