@@ -257,6 +257,7 @@ class Tending:
         def lacks() -> None:
             homes = {other.gang.id: other.homes for other in self._all() if other.gang is not None}
             place.rivals = room.rivals(place.post, homes, self.drained.nodes)
+            place.waits_for = f"{ROOM}: {room.why_none(place.post, gang.standing())}"
 
         return build(place.post, still, lambda: self.drained.nodes, lacks, self.room_s)
 

@@ -197,16 +197,16 @@ class Insights:
 
     def warnings(self, models: Iterable[str]) -> list[str]:
         """What jobs of these models would wait for, however well formed they are."""
-        return waiting.warnings(waiting.missing(self.components()), waiting.lacking(self.pool()), models)
+        return waiting.warnings(waiting.missing(self.components()), self.pool(), models)
 
     def _warned(self, batches: list[Record]) -> list[Record]:
         """Those that go on say what all or some of their jobs wait for."""
         models = self._models([batch["id"] for batch in batches if batch["state"] == "open"])
         missing = waiting.missing(self.components()) if models else []
-        lacking = waiting.lacking(self.pool()) if models else {}
+        gangs = self.pool() if models else []
         for batch in batches:
             known = batch["id"] in models
-            batch["warnings"] = waiting.warnings(missing, lacking, models[batch["id"]]) if known else []
+            batch["warnings"] = waiting.warnings(missing, gangs, models[batch["id"]]) if known else []
         return batches
 
     def _models(self, batches: Collection[int]) -> dict[int, set[str]]:

@@ -12,6 +12,7 @@ from farm.ports import GangState
 STALE_S = 15.0  # a process that has not been heard of for so long is away
 NEEDED = ("dispatcher",)  # without one the farm takes batches, but makes no image
 NONE = "none is running"
+SAYS_WHICH = "(`farm models ls` says which)"
 WAITS = {
     Cause.SIGNER_DOWN: "the signer",
     Cause.SIGNER_FAILED: "a signer that does not fail",
@@ -91,8 +92,13 @@ def coming(gangs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {part[0]: words for part, words in found.items() if part not in usable}
 
 
-def warnings(missing: Collection[str], lacking: Collection[str], models: Iterable[str]) -> list[str]:
+def warnings(missing: Collection[str], gangs: Collection[Mapping[str, Any]], models: Iterable[str]) -> list[str]:
     """What jobs of these models wait for now, were they ever so well formed."""
-    held = [f"no image is made now: the farm waits for {in_words(missing)}"] if missing else []
-    absent = "its files are not on this farm: its jobs wait until they are (`farm models ls` says which)"
-    return held + [f"{model}: {absent}" for model in sorted(set(models)) if model in lacking]
+    found = [f"no image is made now: the farm waits for {in_words(missing)}"] if missing else []
+    absent, on_its_way = lacking(gangs), coming(gangs)
+    for model in sorted(set(models)):
+        if model in absent:
+            found.append(f"{model}: its files are not on this farm: its jobs wait until they are {SAYS_WHICH}")
+        elif model in on_its_way:
+            found.append(on_its_way[model])
+    return found

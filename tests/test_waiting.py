@@ -14,7 +14,7 @@ def component(state: str = "ready", detail: str = "", age_s: float = 0.0) -> dic
 
 
 def place(model: str, state: str, age_s: float = 0.0) -> dict[str, Any]:
-    return {"model": model, "state": state, "waits_for": f"{model} lacks vae", "age_s": age_s}
+    return {"model": model, "pool": model, "state": state, "waits_for": f"{model} lacks vae", "age_s": age_s}
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,12 @@ def test_a_model_lacks_files_where_nobody_who_is_heard_of_has_them() -> None:
 
 
 def test_only_what_concerns_these_models_is_told() -> None:
-    assert warnings([], {"dev": "dev lacks vae"}, ["tiny"]) == []
-    (told,) = warnings([], {"dev": "dev lacks vae"}, ["tiny", "dev", "dev"])
-    assert told.startswith("dev: its files are not on this farm")
-    assert warnings(["dispatcher: signer_down"], {}, []) == ["no image is made now: the farm waits for the signer"]
+    gangs = [place("dev", "lacking"), place("slow", "starting")]
+    assert warnings([], gangs, ["tiny"]) == []
+    absent, on_its_way = warnings([], gangs, ["tiny", "slow", "dev", "dev"])
+    assert absent.startswith("dev: its files are not on this farm")
+    assert on_its_way == "a gang of slow is starting and waits for slow lacks vae"
+    assert warnings(["dispatcher: signer_down"], [], []) == ["no image is made now: the farm waits for the signer"]
 
 
 def test_what_is_waited_for_is_told_in_words() -> None:

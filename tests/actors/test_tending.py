@@ -12,7 +12,7 @@ import pytest
 from actors import cluster, room
 from actors.cards import TINY
 from actors.gang import Gang, selector
-from actors.places import Place, post_of
+from actors.places import ROOM, Place, post_of
 from actors.pool import Pool
 from actors.stages import Passed
 from farm.config import GangSpec, PoolSpec, Settings
@@ -131,6 +131,17 @@ def test_nobody_waits_inside_for_a_gang_that_does_not_come(pool: Pool, monkeypat
     pool._give_up([place], began)
 
 
+def test_a_place_that_finds_no_room_says_why(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.room.rivals", lambda post, homes, away: ())
+    monkeypatch.setattr("actors.room.why_none", lambda post, standing: f"too small for {post.pool}, beside {standing}")
+    monkeypatch.setattr("actors.gang.standing", lambda: ["flat.0"])
+    monkeypatch.setattr("actors.tending.build", lambda post, still, away, lacks, room_s: lacks())
+    (place,) = pool.places["other"]
+    place.now(GangState.STARTING, ROOM)
+    pool._built(place)
+    assert place.status({}).waits_for == "room in the cluster: too small for other, beside ['flat.0']"
+
+
 def test_a_start_that_failed_is_tried_again_later_or_where_a_job_asks(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +152,7 @@ def test_a_start_that_failed_is_tried_again_later_or_where_a_job_asks(
     assert not pool._may_start(place, now)
     assert pool._may_start(place, now + 31)
     place.lacks, place.rivals = "no files here", ("flat.0",)
-    assert not pool.status()[-1].lacks_room  # nobody is to make room for it
+    assert not place.status({}).lacks_room  # nobody is to make room for it
     assert not pool._may_start(place, now + 31)
     pool.asking[1] = ("other", Demand(1, 1.0))
     assert pool._may_start(place, now)

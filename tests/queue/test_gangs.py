@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from farm.commands.session import summary
 from farm.insights import SILENT
 from farm.job_queue import GONE_S, NewJob
 from farm.ports import GangState, GangStatus
@@ -84,6 +85,20 @@ def test_a_batch_and_its_jobs_say_that_their_model_has_no_files(desk: Desk) -> N
     desk.queue.pause(other, "ann")
     desk.queue.cancel_batch(batch, "ann")
     assert [one["warnings"] for one in desk.insights.batches("ours")] == [[], []]
+
+
+def test_a_batch_says_that_its_model_waits_for_a_gang_until_there_is_one(desk: Desk) -> None:
+    batch = desk.submit(count=2)
+    desk.queue.beat("one", "dispatcher", "ready")
+    words = "room in the cluster: these nodes are too small"
+    desk.queue.tell_gangs("one", [replace(EMPTY, state=GangState.STARTING, waits_for=words)])
+    warning = f"a gang of tiny is starting and waits for {words}"
+    found = desk.insights.batch("ours", batch)
+    assert found is not None
+    assert found["warnings"] == desk.insights.warnings(["tiny"]) == [warning]
+    assert summary(found) == f"2 queued; {warning}"
+    desk.queue.tell_gangs("one", [BUSY])
+    assert [one["warnings"] for one in desk.insights.batches("ours")] == [[]]
 
 
 def test_what_a_silent_dispatcher_lacked_is_not_said(desk: Desk) -> None:
