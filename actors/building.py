@@ -49,7 +49,7 @@ def _has_room(
     while still() and site.away == away():
         if ray.wait([site.ready], timeout=LOOK_S)[0]:
             ray.get(site.ready)
-            return True
+            return still()  # the room of a gang that has just gone may be another's, who needs it more
         if time.monotonic() - since > room_s and still():  # which has just seen the head: another one must not be asked
             since = time.monotonic()
             if not (room.fits(post) and (clear() or gang.remove_one_unused())):  # what nobody uses makes room

@@ -18,6 +18,7 @@ from actors.bench import STRIKES, Form
 from actors.building import build, clear
 from actors.gang import Gang
 from actors.health import LOST_S, SICK_S, Pulse, felt
+from actors.messages import Post
 from actors.models import lacking
 from actors.places import ROOM, Place, guessed_pace_s, post_of
 from actors.plan import divided, pools_of
@@ -156,9 +157,14 @@ class Tending:
         demand = Demand(max(told.jobs, jobs), max(told.work, work))
         load_s = max(1.0, min(place.load_s for place in places))
         count = wanted(demand, load_s, min(place.pace_s for place in places))
-        some = chosen([place.seat(now) for place in places], count)
+        some = chosen([place.seat(now) for place in places], count, first_alone=self._lacks_beside(places[0].post))
         for number, place in enumerate(places):
             place.wanted = number in some
+
+    def _lacks_beside(self, post: Post) -> bool:
+        """Another stage of its model has no gang: further ones of this stage would take its room, and draw nothing."""
+        beside = [self.places[name] for name in self.paths[post.card.name] if name != post.asked]
+        return not all(any(place.usable or place.comes for place in places) for places in beside)
 
     def _why_ends(self, place: Place) -> str:
         one = place.gang  # whoever holds the lock may remove it meanwhile

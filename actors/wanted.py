@@ -30,14 +30,21 @@ def wanted(demand: Demand, load_s: float, pace_s: float) -> int:
     return min(demand.jobs, max(1, ceil(demand.work * pace_s / (PAYS * load_s))))
 
 
-def chosen(seats: Sequence[Seat], count: int) -> set[int]:
+def chosen(seats: Sequence[Seat], count: int, *, first_alone: bool = False) -> set[int]:
     """Which of a model's places are to have a gang, by number in the list. Those that are kept come first, then the
-    pools in their order; where one finds no room, the next is to help out as well."""
-    taken = {number for number, seat in enumerate(seats) if seat.stands or (seat.kept and not seat.rests)}
+    pools in their order; where one finds no room, the next is to help out as well. `first_alone`: none beyond what
+    stands but a first one."""
+    kept = {number for number, seat in enumerate(seats) if seat.kept and not seat.rests}
+    taken = {number for number, seat in enumerate(seats) if seat.stands}
+    if first_alone:
+        count = min(1, count + len(kept))
+    else:
+        taken |= kept
     having = sum(not seats[number].lacks_room for number in taken)
-    numbered = [(number, seat) for number, seat in enumerate(seats) if number not in taken and not seat.rests]
-    for _, pool in groupby(numbered, key=lambda pair: pair[1].pool):
-        for number, seat in list(pool)[: max(0, count - having)]:
+    left = [number for number, seat in enumerate(seats) if number not in taken and not seat.rests]
+    left.sort(key=lambda number: number not in kept)
+    for _, pool in groupby(left, key=lambda number: (number in kept, seats[number].pool)):
+        for number in list(pool)[: max(0, count - having)]:
             taken.add(number)
-            having += not seat.lacks_room
+            having += not seats[number].lacks_room
     return taken

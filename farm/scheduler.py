@@ -7,6 +7,7 @@ A gang is pressed out only where another model's finds no room, and only by thes
 - of equal ones each has its turn, of TURN loading times, if its work outlasts its loading or it waited PATIENCE_S;
 - whatever its priority, one that waited LONGEST_S has its turn.
 Whoever was let in draws at least one group first. The first gang of a model alone presses out those that have work.
+Where stages run apart, the first gang of one takes the room of a gang of another stage that is not the last there.
 """
 
 from __future__ import annotations
@@ -61,9 +62,14 @@ class Scene:
         """Those whose gang may be given jobs."""
         return sum(one.state in STANDING and one.gang not in self.pressed for one in places)
 
-    def warm(self, model: str) -> int:
+    def warm(self, model: str) -> bool:
         """A job needs a gang of every stage."""
-        return min((self.standing(places) for places in self.stages(model)), default=0)
+        stages = self.stages(model)
+        return bool(stages) and all(self.standing(places) for places in stages)
+
+    def draws(self, model: str) -> int:
+        """Its gangs that denoise, whatever else they do."""
+        return self.standing(one for one in self.gangs if one.model == model and one.asked in ("", model))
 
     def waiting(self, model: str) -> list[LaneView]:
         return [lane for lane in self.lanes if lane.model == model and self.jobs.get(lane.id)]
@@ -78,7 +84,7 @@ def order(scene: Scene) -> list[LaneView]:
     coming = {model for model in models if not warm[model] and _is_coming(scene, model)}
 
     def rank(lane: LaneView) -> tuple[bool, int, int, bool, float, int]:
-        supplied = 0 < 2 * warm[lane.model] < scene.flights.get(lane.model, 0)
+        supplied = warm[lane.model] and 2 * scene.draws(lane.model) < scene.flights.get(lane.model, 0)
         running = scene.running.get(lane.project_id, 0)
         return supplied, -aged(lane, scene.now), running, not warm[lane.model], lane.created_at, lane.id
 
@@ -94,7 +100,7 @@ def press(scene: Scene) -> Press | None:
     for model in sorted(starved, key=lambda name: (-_priority(scene, name), -_waited(scene, name), name)):
         for places in scene.stages(model):
             names = {name for one in places if one.lacks_room for name in one.rivals}
-            for rival in sorted(_candidates(scene, model, names), key=lambda one: _worth(scene, one)):
+            for rival in sorted(_candidates(scene, places, names), key=lambda one: _worth(scene, one)):
                 if (found := _pays(scene, places, rival)) is not None:
                     return found
     return None
@@ -129,9 +135,10 @@ def _has_failed(one: GangStatus) -> bool:
     return one.state is GangState.LACKING or (one.state in NONE and bool(one.cause))
 
 
-def _candidates(scene: Scene, model: str, rivals: Collection[str]) -> list[GangStatus]:
+def _candidates(scene: Scene, places: Sequence[GangStatus], rivals: Collection[str]) -> list[GangStatus]:
+    mine = places[0].model, places[0].asked
     standing = (one for one in scene.gangs if one.state in STANDING and one.gang not in scene.pressed)
-    return [one for one in standing if one.gang in rivals and one.model != model]
+    return [one for one in standing if one.gang in rivals and (one.model, one.asked) != mine]
 
 
 def _worth(scene: Scene, one: GangStatus) -> tuple[bool, int, bool, float, str]:
@@ -145,6 +152,9 @@ def _pays(scene: Scene, places: Sequence[GangStatus], rival: GangStatus) -> Pres
     model = places[0].model
     load_s = max(SHORTEST_LOAD_S, min(one.load_s for one in places))
     stood_s, change = scene.now - rival.ready_at, Press(rival.gang, model)
+    if rival.model == model:
+        beside = [one for one in scene.gangs if (one.model, one.asked) == (model, rival.asked)]
+        return change if not any(one.gang for one in places) and scene.standing(beside) > 1 else None
     waiting = scene.waiting(rival.model)
     if not waiting and not scene.flights.get(rival.model):
         return change if stood_s >= load_s else None

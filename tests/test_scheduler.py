@@ -124,6 +124,14 @@ def test_a_model_whose_stages_run_apart_is_warm_with_a_gang_of_each() -> None:
     assert press(both) == Press("tiny.1", "cold")  # the first of its stage
 
 
+def test_what_keeps_a_model_supplied_is_counted_in_the_gangs_that_draw() -> None:
+    words = replace(standing("tiny"), gang="tiny.9", asked="tiny/encode")
+    gangs = [words, *(replace(standing("tiny"), gang=f"tiny.{number}", asked="tiny") for number in range(4))]
+    scene = of_lanes([lane(1, priority=9, model="tiny"), lane(2, model="flux1-dev")], flights={"tiny": 8})
+    assert [one.id for one in order(replace(scene, gangs=gangs))] == [1, 2]
+    assert [one.id for one in order(replace(scene, gangs=gangs, flights={"tiny": 9}))] == [2, 1]
+
+
 # When a gang makes room
 
 
@@ -184,6 +192,16 @@ def test_a_further_gang_presses_out_only_what_has_nothing_to_do() -> None:
     further = [standing("tiny"), standing("cold"), replace(lacking("cold", "tiny.1"), place=1)]
     assert press(rivals([replace(COLD, priority=9)], [WARM], gangs=further)) is None
     assert press(rivals([COLD], [], gangs=further)) == Press("tiny.1", "cold")
+
+
+def test_a_model_makes_room_itself_for_the_first_gang_of_a_stage_but_not_by_the_last_of_another() -> None:
+    drawing = [replace(standing("cold"), gang=f"cold.{number}", asked="cold") for number in (1, 2)]
+    words = replace(lacking("cold", "cold.1", "cold.2"), asked="cold/encode")
+    assert press(rivals([COLD], [], gangs=[*drawing, words])) == Press("cold.1", "cold")
+    assert press(rivals([COLD], [], gangs=[*drawing, words], pressed={"cold.1": "cold"})) is None
+    assert press(rivals([COLD], [], gangs=[drawing[0], words])) is None
+    comes = replace(standing("cold", GangState.STARTING), asked="cold/encode", place=1)
+    assert press(rivals([COLD], [], gangs=[*drawing, words, comes])) is None, "a further one of that stage"
 
 
 def test_the_idle_gang_goes_before_the_busy_one_and_the_higher_priority_is_helped_first() -> None:
@@ -398,7 +416,8 @@ def test_with_room_for_all_nothing_is_pressed_out_and_nothing_waits(
     world = lived(3, some, waits)
     assert world.changes == []
     for one in world.lanes:
-        ahead = sum(other.model == one.model for other in world.lanes if other.id < one.id)
+        others = [other for other in world.lanes if other.model == one.model and other is not one]
+        ahead = any(other.id < one.id or other.priority > one.priority for other in others)
         assert ahead or world.served[one.id] <= one.created_at + LOAD_S + STEP_S
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from actors import cluster, room
+from actors import cluster, gang, room
+from actors.building import build
 from actors.cards import TINY
-from actors.gang import Gang, selector
+from actors.gang import Gang, Site, selector
 from actors.places import ROOM, Place, post_of
 from actors.pool import Pool
 from actors.stages import Passed
@@ -287,10 +289,46 @@ def test_a_job_that_went_on_from_its_middle_tells_nothing_of_the_pace(pool: Pool
     assert place.pace_s != before
 
 
+def test_gangs_beyond_the_first_wait_for_no_room_while_another_stage_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that wait would take the room of the only encoder, and draw nothing."""
+    settings = Settings(home=tmp_path, pools=(PoolSpec(model="flat", max=3, min=3, encoders=GangSpec()),))
+    pool = Pool(settings, CARDS, shard="tests.actors.fakes:load_staged")
+    monkeypatch.setattr(pool, "_start", lambda place: None)
+    (words,), (first, *further) = pool.places["flat/encode"], pool.places["flat"]
+    stand(words)
+    stand(first)
+    pool.need({"flat": Demand(100, 1e6)}, {}, Drained())
+    pool.tend()
+    assert all(place.wanted and place.seeks for place in further)
+    words.gang = None
+    pool.tend()
+    assert (words.wanted, first.wanted, [place.wanted for place in further]) == (True, True, [False, False])
+    first.gang = None
+    pool.tend()
+    assert [place.wanted for place in (words, first, *further)] == [True, True, False, False]
+
+
+def test_room_that_comes_once_it_is_not_wanted_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[Site] = []
+    answers = [True, True, False, False]  # there is room now, and meanwhile another one needs it
+    site = Site("flat.1.ab", None, None, "ready", frozenset())
+    monkeypatch.setattr("ray.wait", lambda *_, **__: (["ready"], []))
+    monkeypatch.setattr("ray.get", lambda _: None)
+    monkeypatch.setattr(gang, "seek", lambda *_: site)
+    monkeypatch.setattr(gang, "abandon", given_back.append)
+    post: Any = SimpleNamespace(gpus=0.0)
+    assert build(post, lambda: answers.pop(0), frozenset, lambda: None, 1.0) is None
+    assert given_back == [site]
+
+
 def test_a_stage_apart_is_built_as_its_models_backlog_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(home=tmp_path, pools=(PoolSpec(model="flat", max=3, encoders=GangSpec(max=3)),))
     pool = Pool(settings, CARDS, shard="tests.actors.fakes:load_staged")
     monkeypatch.setattr(pool, "_start", lambda place: None)
+    stand(pool.places["flat"][0])
+    stand(pool.places["flat/encode"][0])
     pool.need({"flat": Demand(100, 1000.0)}, {}, Drained())
     pool.tend()
     wanted = {name: sum(place.wanted for place in places) for name, places in pool.places.items()}

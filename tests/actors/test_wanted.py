@@ -41,6 +41,15 @@ def test_where_one_pool_finds_no_room_the_next_helps_out_and_the_first_waits_on(
     assert chosen(some, 1) == {0, 2}
 
 
+def test_of_a_first_alone_nothing_is_asked_for_beyond_it() -> None:
+    some = [Seat("a", False), Seat("b", True), Seat("b", True)]
+    assert chosen(some, 9, first_alone=True) == {1}
+    assert chosen(some, 0, first_alone=True) == {1}
+    assert chosen(some[:1], 0, first_alone=True) == set()
+    assert chosen([some[0], Seat("b", True, stands=True)], 9, first_alone=True) == {1}
+    assert chosen([some[0], Seat("b", True, lacks_room=True)], 9, first_alone=True) == {0, 1}, "the next helps out"
+
+
 @given(seats, st.integers(0, 9))
 def test_what_stands_stays_and_what_rests_is_not_asked_for(some: list[Seat], count: int) -> None:
     found = chosen(some, count)
