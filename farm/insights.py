@@ -17,6 +17,7 @@ from farm import waiting
 from farm.db import reading
 from farm.job import UNSETTLED, Cause, State
 from farm.ports import Outcome, Stage
+from farm.progress import doubted
 from farm.tables import (
     ARTIFACT,
     BAD_LINE,
@@ -53,6 +54,7 @@ LISTED = [
     VERDICT.c.outcome.label("verdict"),
     VERDICT.c.concept.label("concept"),
 ]
+SEEN = PROGRESS.c.preview.is_not(None) & ~doubted(JOB.c.id)
 STEPS = [PROGRESS.c.job_id, JOB.c.batch_id, *(PROGRESS.c[name] for name in ("attempt", "step", "total", "updated_at"))]
 SHOWN = [
     *ARTIFACT.c,
@@ -142,7 +144,7 @@ class Insights:
     def preview(self, project_id: str, job_id: int) -> Record | None:
         """The bytes of a running job's newest preview, and their type."""
         columns = PROGRESS.c.preview, PROGRESS.c.mime
-        query = _running(project_id, *columns).where(JOB.c.id == job_id, PROGRESS.c.preview.is_not(None))
+        query = _running(project_id, *columns).where(JOB.c.id == job_id, SEEN)
         with reading(self.engine) as connection:
             return _one(connection, query)
 
@@ -263,7 +265,7 @@ class Insights:
 
 def _running(project_id: str, *columns: ColumnElement[Any]) -> Select[Any]:
     """A row that is left over from an attempt that has ended says nothing any more."""
-    shown = columns or (*STEPS, PROGRESS.c.preview.is_not(None).label("preview"))
+    shown = columns or (*STEPS, SEEN.label("preview"))
     alive = (JOB.c.id == PROGRESS.c.job_id) & (JOB.c.attempt == PROGRESS.c.attempt)
     query = select(*shown).select_from(PROGRESS.join(JOB, alive)).order_by(JOB.c.id)
     return query.where(PROGRESS.c.project_id == project_id, JOB.c.project_id == project_id, JOB.c.state == State.LEASED)

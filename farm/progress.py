@@ -7,16 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, case, delete, exists, select, update
+from sqlalchemy import ColumnElement, Connection, case, delete, exists, select, update
 
 from farm.db import reading, transact, transaction, upsert
 from farm.job import State
-from farm.leasing import Leasing, doubts_of
+from farm.leasing import Leasing
 from farm.moves import chunks
 from farm.ports import Lease, Outcome, Signed, Stage, Step
 from farm.tables import JOB, PROGRESS, VERDICT
 
 STANDS = exists().where(JOB.c.id == PROGRESS.c.job_id, JOB.c.attempt == PROGRESS.c.attempt, JOB.c.state == State.LEASED)
+
+
+def doubted(job_id: ColumnElement[int] | int) -> ColumnElement[bool]:
+    """Did the gate, in any attempt, not plainly allow the prompt, the input or a frame of this job? Then a person is
+    asked before anyone sees anything of it, however soon the preview was made."""
+    doubt = VERDICT.alias("doubt")
+    on_it = (doubt.c.job_id == job_id, doubt.c.stage != str(Stage.PREVIEW))
+    return exists().where(*on_it, doubt.c.outcome != str(Outcome.ALLOW))
 
 
 class Progressing(Leasing):
@@ -38,14 +46,13 @@ class Progressing(Leasing):
 
     @transaction
     def keep_preview(self, connection: Connection, lease: Lease, verdict_id: int, signed: Signed) -> bool:
-        """Shown from now on. False: its lease is lost, its verdict is not one that allows it, or the gate has doubted
-        anything else of the attempt, and then a person is asked before anyone sees it."""
-        doubted = (lease.job_id, lease.attempt) in doubts_of(connection, [lease.job_id])
-        if doubted or not self._held(connection, [lease]):
+        """Shown from now on, until the gate doubts the job. False: its lease is lost, its verdict does not allow it, or
+        the job is doubted already."""
+        if not self._held(connection, [lease]):
             return False
         verdict = (VERDICT.c.id == verdict_id, VERDICT.c.job_id == lease.job_id, VERDICT.c.attempt == lease.attempt)
         allows = (VERDICT.c.stage == str(Stage.PREVIEW), VERDICT.c.outcome == str(Outcome.ALLOW))
-        if connection.execute(select(VERDICT.c.id).where(*verdict, *allows)).first() is None:
+        if connection.execute(select(VERDICT.c.id).where(*verdict, *allows, ~doubted(lease.job_id))).first() is None:
             return False
         return self._show(connection, lease, signed)
 

@@ -17,6 +17,7 @@ from farm.db import reading
 from farm.errors import Forbidden, NotFound
 from farm.job import FORMATS, State
 from farm.ports import Frame, Outcome, Stage
+from farm.progress import doubted
 from farm.tables import Artifact, Audit, Decision, Job, Upload, Verdict
 
 Row = TypeVar("Row", bound=SQLModel)
@@ -72,7 +73,7 @@ def preview_claim(engine: Engine, job_id: int, attempt: int, owner: str, frame: 
         judged = next((one for one in said if (one.stage, one.subject) == (Stage.PREVIEW, frame.sha256)), None)
         if judged is None:
             raise Refused(f"these pixels have no verdict as a preview in attempt {attempt} of job {job_id}")
-        if any(one.outcome != Outcome.ALLOW for one in said if one is judged or one.stage != Stage.PREVIEW):
+        if judged.outcome != Outcome.ALLOW or connection.execute(select(doubted(job_id))).scalar_one():
             raise Refused(f"the gate did not allow this preview of job {job_id}, or doubts the job")
         return Claim(job, judged, _edited(connection, job))
 

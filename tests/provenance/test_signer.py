@@ -128,6 +128,13 @@ def test_refuses_a_preview_that_nobody_may_see(
     assert words in refused(farm.signer.sign_preview, lease(job), SMALL).detail
 
 
+def test_refuses_a_preview_of_a_job_that_was_doubted_in_an_attempt_before(farm: Farm, refused: Refusal) -> None:
+    job = farm.job(attempt=2)
+    farm.judge(job, picture(26), Outcome.REVIEW)
+    farm.judge(job, SMALL, attempt=2, stage=Stage.PREVIEW)
+    assert "doubts the job" in refused(farm.signer.sign_preview, lease(job, attempt=2), SMALL).detail
+
+
 def test_refuses_as_a_preview_who_lost_the_lease_other_pixels_and_the_whole_picture(
     farm: Farm, refused: Refusal
 ) -> None:

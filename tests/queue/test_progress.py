@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
-from farm.job import State
+from farm.errors import Fault
+from farm.job import Cause, State
 from farm.ports import Lease, Outcome, Signed, Stage, Step
 from tests.queue.conftest import Desk, finished, frame_of, sha, verdict
 from tests.queue.test_law1 import forge
@@ -116,12 +118,39 @@ def test_a_preview_that_is_not_allowed_is_recorded_and_touches_nothing(
     assert (listed["verdict"], listed["reason"]) == ("allow", "")
 
 
+@pytest.mark.parametrize("when", ["before", "after", "in the attempt before"])
 @pytest.mark.parametrize("stage", [Stage.PROMPT, Stage.INPUT, Stage.FRAME])
-def test_a_job_that_the_gate_doubts_shows_no_preview(desk: Desk, lease: Lease, stage: Stage) -> None:
-    tell(desk, lease, 3)
+def test_a_job_that_the_gate_doubts_shows_no_preview(desk: Desk, lease: Lease, stage: Stage, when: str) -> None:
+    if when == "after":
+        tell(desk, lease, 3)
+        assert desk.queue.keep_preview(lease, judged(desk, lease), SIGNED)
     desk.queue.record([(lease, verdict(sha("doubted"), Outcome.REVIEW, stage))])
-    assert not desk.queue.keep_preview(lease, judged(desk, lease), SIGNED)
+    if when == "in the attempt before":
+        desk.queue.fault(lease, Fault(Cause.SIGNER_DOWN, "away"), retry_s=0.0)
+        lease = next(one for one in desk.claim() if one.job_id == lease.job_id)
+    if when != "after":
+        tell(desk, lease, 3)
+        assert not desk.queue.keep_preview(lease, judged(desk, lease), SIGNED)
     assert shown(desk, lease) is None
+    assert running(desk) == [(lease.job_id, 3, False)]
+
+
+def test_a_doubt_that_comes_while_a_preview_is_kept_is_not_overlooked(
+    desk: Desk, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for under the job's lock: whoever doubts takes that first."""
+    tell(desk, lease, 3)
+    allowed, held = judged(desk, lease), desk.queue._held
+
+    def doubted_meanwhile(connection: Connection, leases: Sequence[Lease]) -> dict[int, Any]:
+        found = held(connection, leases)
+        said = "INSERT INTO verdict (project_id, job_id, attempt, stage, subject, outcome, policy, encoder, reason,"
+        said += " gang, weights, created_at) VALUES ('ours', :job, 1, 'frame', 'x', 'review', 'p', 'e', '', '', '', 0)"
+        connection.execute(text(said), {"job": lease.job_id})
+        return found
+
+    monkeypatch.setattr(desk.queue, "_held", doubted_meanwhile)
+    assert not desk.queue.keep_preview(lease, allowed, SIGNED)
 
 
 def test_only_an_allowing_verdict_on_a_preview_shows_one(desk: Desk, lease: Lease) -> None:
