@@ -108,6 +108,7 @@ class Place:
             pace_s=self.pace_s,
             lacks_room=self.rivals is not None and not self.unseen,
             rivals=self.rivals or (),
+            kept=self.kept,
         )
 
 

@@ -145,6 +145,7 @@ class GangStatus:
     pace_s: float = 1.0  # of a megapixel and step
     lacks_room: bool = False
     rivals: tuple[str, ...] = ()  # where it lacks room: the gangs that hold what it could use
+    kept: bool = False  # warm, asked for or not
 
 
 @dataclass(frozen=True, slots=True)

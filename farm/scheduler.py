@@ -2,7 +2,8 @@
 always answers the same.
 
 A gang is pressed out only where another model's finds no room, and only by these rules:
-- one whose model has nothing to do goes as soon as it has stood for as long as the other takes to load;
+- one whose model has nothing to do goes as soon as it has stood for as long as the other takes to load; one that is
+  kept warm goes for a first gang alone, and after the others;
 - a strictly higher aged priority need not wait, but for BURST times in as long as so many turns last;
 - of equal ones each has its turn, of TURN loading times, if its work outlasts its loading or it waited PATIENCE_S;
 - whatever its priority, one that waited LONGEST_S has its turn.
@@ -141,11 +142,11 @@ def _candidates(scene: Scene, places: Sequence[GangStatus], rivals: Collection[s
     return [one for one in standing if one.gang in rivals and (one.model, one.asked) != mine]
 
 
-def _worth(scene: Scene, one: GangStatus) -> tuple[bool, int, bool, float, str]:
+def _worth(scene: Scene, one: GangStatus) -> tuple[bool, int, bool, bool, float, str]:
     """The least worth keeping first."""
     lanes = scene.waiting(one.model)
     best = _priority(scene, one.model) if lanes else 0
-    return bool(lanes), best, one.state is GangState.BUSY, one.ready_at, one.gang
+    return bool(lanes), best, one.kept, one.state is GangState.BUSY, one.ready_at, one.gang
 
 
 def _pays(scene: Scene, places: Sequence[GangStatus], rival: GangStatus) -> Press | None:
@@ -157,7 +158,7 @@ def _pays(scene: Scene, places: Sequence[GangStatus], rival: GangStatus) -> Pres
         return change if not any(one.gang for one in places) and scene.standing(beside) > 1 else None
     waiting = scene.waiting(rival.model)
     if not waiting and not scene.flights.get(rival.model):
-        return change if stood_s >= load_s else None
+        return change if stood_s >= load_s and not (rival.kept and scene.standing(places)) else None
     if scene.standing(places) or not rival.drawn:
         return None
     ours = _priority(scene, model)

@@ -194,6 +194,28 @@ def test_a_further_gang_presses_out_only_what_has_nothing_to_do() -> None:
     assert press(rivals([COLD], [], gangs=further)) == Press("tiny.1", "cold")
 
 
+def test_a_gang_that_is_kept_goes_after_the_others_and_for_a_first_gang_alone() -> None:
+    kept, other = standing("tiny", kept=True), replace(standing("other", ready_at=NOW - LOAD_S), gang="other.1")
+    assert press(rivals([COLD], [], gangs=[kept, lacking("cold", "tiny.1")])) == Press("tiny.1", "cold")
+    both = rivals([COLD], [], gangs=[kept, other, lacking("cold", "tiny.1", "other.1")])
+    assert press(both) == Press("other.1", "cold")
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)), max_size=6), st.integers(-2, 2))
+def test_none_that_is_kept_goes_that_another_may_grow(some: list[tuple[bool, bool, int]], priority: int) -> None:
+    others = [
+        replace(standing("tiny" if idle else "busy", kept=kept, drawn=drawn), gang=f"other.{number}")
+        for number, (idle, kept, drawn) in enumerate(some)
+    ]
+    further = replace(lacking("cold", *(one.gang for one in others)), place=1)
+    mine, theirs = replace(COLD, priority=priority), lane(2, created_at=NOW - 1, model="busy")
+    gangs = [*others, standing("cold"), further]
+    found = press(rivals([mine], [theirs], gangs=gangs))
+    kept = {one.gang for one in others if one.kept}
+    assert found is None or found.gang not in kept
+    assert (found is not None) == any(one.model == "tiny" and one.gang not in kept for one in others)
+
+
 def test_a_model_makes_room_itself_for_the_first_gang_of_a_stage_but_not_by_the_last_of_another() -> None:
     drawing = [replace(standing("cold"), gang=f"cold.{number}", asked="cold") for number in (1, 2)]
     words = replace(lacking("cold", "cold.1", "cold.2"), asked="cold/encode")
