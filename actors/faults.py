@@ -52,6 +52,12 @@ def ends_gang(fault: Fault) -> bool:
     return CAUSES[fault.cause] is Payer.GANG or fault.cause is Cause.RAY_GONE
 
 
+def lost_before_it_began(error: BaseException) -> bool:
+    """A rank did not get what it was given: whatever it raises itself comes later."""
+    inner = _inner(error)
+    return inner is not error and any(kind.__name__ == "ObjectLostError" for kind in type(inner).__mro__)
+
+
 def _inner(error: BaseException) -> BaseException:
     """Ray wraps what an actor raised, and keeps it as `cause`."""
     cause = getattr(error, "cause", None)

@@ -98,8 +98,8 @@ class Gang:
                 if time.monotonic() < end - GRACE_S:
                     raise
                 raise Fault(Cause.GANG_HUNG, f"ended after {order.limit_s:.0f} s in one call", gang=self.id) from error
-            if waiting and not told and cancelled():
-                told = True
+            if waiting and (told or cancelled()):
+                told = True  # again at each look: what comes before the call has begun is not heard
                 for rank in self.ranks:
                     _ask(rank, "cancel").remote(order.call)
             if waiting and time.monotonic() > end:
@@ -125,11 +125,13 @@ class Gang:
     def remove(self) -> None:
         import ray
 
-        for rank in self.ranks:
-            ray.kill(rank, no_restart=True)
-        # Killing the actors alone would leave their room taken.
-        ray.util.remove_placement_group(self.group)
-        ray.kill(self.holder, no_restart=True)
+        try:
+            for rank in self.ranks:
+                ray.kill(rank, no_restart=True)
+            # Killing the actors alone would leave their room taken.
+            ray.util.remove_placement_group(self.group)
+        finally:  # what is left of it is swept, unless somebody holds it
+            ray.kill(self.holder, no_restart=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,16 +216,16 @@ def hold(gang_id: str, patience_s: float = 0.0) -> Any | None:
 
 def attach(post: Post, ours: Collection[str] = ()) -> Gang | None:
     """A warm gang of this post that an earlier dispatcher has built and nobody uses; `ours` are in use by us."""
-    import ray
 
     for gang_id in standing():
         if gang_id in ours or pool_of(gang_id) != post.pool or (gang := _find(gang_id, FREED_S)) is None:
             continue
         try:
-            hello = gang.hello()
-            if len(gang.ranks) == post.ranks and hello.key == post.key and not hello.changed:
-                return gang
-        except ray.exceptions.RayError as error:  # dead, hung, or of other code than ours
+            if len(gang.ranks) == post.ranks:
+                hello = gang.hello()
+                if hello.key == post.key and not hello.changed:
+                    return gang
+        except Exception as error:  # dead, hung, or of other code than ours
             log.warning("gang %s is not taken over: %s", gang_id, error)
         gang.remove()
     return None

@@ -14,7 +14,7 @@ from typing import Any
 from actors import cluster, faults, gang, room
 from actors.messages import Order
 from actors.places import Place
-from actors.stages import Passed, Stage, along
+from actors.stages import LostOnItsWay, Passed, Stage, along
 from actors.tending import ROOM_S, TEND_S, Tending
 from farm.config import Settings
 from farm.errors import Fault
@@ -59,11 +59,16 @@ class Pool(Tending):
         cancelled: Callable[[], bool],
         watch: Callable[[Sequence[Step]], None] = ignore,
     ) -> list[Rendered | Fault]:
-        """From stage to stage, where they are apart. What one makes for the next goes past us."""
+        """From stage to stage, where they are apart. What one makes for the next goes past us; is it lost on its way,
+        it is made once more."""
         model = requests[0].spec.model
         if model not in self.paths:
             raise Fault(Cause.WEIGHTS_MISSING, f"this farm has no pool for {model!r}")
-        return along(self.paths[model], requests, partial(self._stage, cancelled, watch))
+        path, ask = self.paths[model], partial(self._stage, cancelled, watch)
+        try:
+            return along(path, requests, ask)
+        except LostOnItsWay:
+            return along(path, requests, ask)
 
     def _stage(
         self,
@@ -88,6 +93,8 @@ class Pool(Tending):
             self._judge(place, job, answers)
             return answers
         except faults.RAISED as error:
+            if given and faults.lost_before_it_began(error):
+                raise self._not_given(place, error) from error
             fault = self._lost(place, error)
             self._judge(place, job, [fault])
             raise fault from error
@@ -193,6 +200,14 @@ class Pool(Tending):
         for giver in refused:
             self._other_files(giver)
         return answers
+
+    def _not_given(self, place: Place, error: BaseException) -> Fault:
+        """The gang is as good as before, unless some of its ranks were given it and wait for the others."""
+        if place.post.ranks > 1:
+            self._remove(place, "not each of its ranks was given what the stage before has made")
+        else:
+            place.now(GangState.READY, "a job")
+        return LostOnItsWay(Cause.GANG_DIED, faults.fault_of(error).detail)
 
     def _other_files(self, giver: str) -> None:
         """What was made there was refused. Which of the two gangs has files that were changed since, is not known."""

@@ -54,6 +54,10 @@ class Passed:
     seconds: float
 
 
+class LostOnItsWay(Fault):
+    """What a stage has made went with its node before the next stage had it."""
+
+
 Answers = Sequence[Rendered | Passed | Fault]
 
 

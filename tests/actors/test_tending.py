@@ -10,13 +10,12 @@ from typing import Any, cast
 
 import pytest
 
-from actors import cluster, gang, room
+from actors import gang, room
 from actors.building import build
 from actors.cards import TINY
 from actors.gang import Gang, Site, selector
 from actors.places import ROOM, Place, post_of
 from actors.pool import Pool
-from actors.stages import Passed
 from farm.config import GangSpec, PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import Cause
@@ -226,58 +225,6 @@ def test_loading_is_guessed_from_the_files_until_it_is_measured(tmp_path: Path) 
     first.load_s, first.measured = room.STARTS_S, True
     made.look()
     assert first.load_s == room.STARTS_S
-
-
-def test_where_a_stage_refuses_what_another_has_made_both_gangs_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One of them has loaded files that were changed since; built anew they have the same."""
-    settings = Settings(home=tmp_path, pools=(PoolSpec(model="flat", encoders=GangSpec()),))
-    pool = Pool(settings, CARDS, shard="tests.actors.fakes:load_staged")
-    words, rest = pool.places["flat/encode"][0], pool.places["flat"][0]
-    for place in (words, rest):
-        stand(place)
-    assert words.gang
-    giver, removed = words.gang.id, list[str]()
-    refusal = Fault(Cause.WEIGHTS_MISSING, "other files", gang=giver)
-
-    def render(gang: Gang, order: Any, *_: Any) -> list[Any]:
-        return [Passed("made", 0.1)] if order.hands_on else [refusal]
-
-    monkeypatch.setattr(cluster, "connect", lambda _: "")
-    monkeypatch.setattr(Gang, "render", render)
-    monkeypatch.setattr(Gang, "remove", lambda gang: removed.append(gang.id))
-    assert pool.render([request_of("a")], lambda: False) == [refusal]
-    assert sorted(removed) == ["flat.0", "flat/encode.0"]
-    assert not words.lock.locked()
-    assert not rest.lock.locked()
-
-    stand(words)  # which is busy when what it has made is refused
-    words.gang = Gang("flat/encode.1", [], None, None)
-    words.lock.acquire()
-    pool._other_files("flat/encode.1")
-    assert not words.usable
-    pool._leave(words)
-    assert removed[-1] == "flat/encode.1"
-
-
-def test_who_is_cancelled_among_others_stops_no_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others' pictures are drawn already."""
-    settings = Settings(home=tmp_path, pools=(PoolSpec(model="flat", decoders=GangSpec()),))
-    pool = Pool(settings, CARDS, shard="tests.actors.fakes:load_staged")
-    for place in pool._all():
-        stand(place)
-    picture, gone = Rendered(Frame(1, 1, b"rgb"), "flat.0", "w"), list[int]()
-
-    def render(gang: Gang, order: Any, cancelled: Any, *_: Any) -> list[Any]:
-        if order.hands_on:
-            gone.append(1)
-            return [Passed("drawn", 0.1)]
-        return [Fault(Cause.LEASE_LOST, "stopped") if cancelled() else picture]
-
-    monkeypatch.setattr(cluster, "connect", lambda _: "")
-    monkeypatch.setattr(Gang, "render", render)
-    assert pool.render([request_of("a")], lambda: bool(gone)) == [picture]
 
 
 def test_a_job_that_went_on_from_its_middle_tells_nothing_of_the_pace(pool: Pool) -> None:
