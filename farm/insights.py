@@ -55,7 +55,8 @@ LISTED = [
     VERDICT.c.concept.label("concept"),
 ]
 SEEN = PROGRESS.c.preview.is_not(None) & ~doubted(JOB.c.id)
-STEPS = [PROGRESS.c.job_id, JOB.c.batch_id, *(PROGRESS.c[name] for name in ("attempt", "step", "total", "updated_at"))]
+STEPS: list[ColumnElement[Any]] = [PROGRESS.c.job_id, JOB.c.batch_id, SEEN.label("preview")]
+STEPS += (PROGRESS.c[name] for name in ("attempt", "step", "total", "updated_at"))
 SHOWN = [
     *ARTIFACT.c,
     *(JOB.c[name] for name in ("batch_id", "line", "index", "name", "state", "model", "prompt", "seed", "format")),
@@ -86,7 +87,7 @@ class Insights:
             if batch is None:
                 return None
             counts = _counts(connection, [batch_id]).get(batch_id, {})
-            running = _all(connection, _running(project_id).where(JOB.c.batch_id == batch_id).limit(RUNNING_SHOWN))
+            running = _all(connection, self._running(project_id, batch_id).limit(RUNNING_SHOWN))
             found = _with_counts(batch, counts) | {"waits": _all(connection, waits(batch_id)), "running": running}
         return self._warned([found])[0]
 
@@ -117,7 +118,7 @@ class Insights:
                 return None
             verdicts = [column for column in VERDICT.c if column.name != "embedding"]
             found = job | {
-                "progress": _one(connection, _running(project_id).where(JOB.c.id == job_id)),
+                "progress": _one(connection, self._running(project_id).where(JOB.c.id == job_id)),
                 "verdicts": _all(
                     connection, select(*verdicts).where(VERDICT.c.job_id == job_id).order_by(VERDICT.c.id)
                 ),
@@ -136,15 +137,14 @@ class Insights:
         self._explained([found])
         return found
 
-    def running(self, project_id: str, limit: int) -> list[Record]:
+    def running(self, project_id: str, limit: int, batch_id: int | None = None) -> list[Record]:
         """How far the jobs are that are drawn now."""
         with reading(self.engine) as connection:
-            return _all(connection, _running(project_id).limit(limit))
+            return _all(connection, self._running(project_id, batch_id).limit(limit))
 
     def preview(self, project_id: str, job_id: int) -> Record | None:
         """The bytes of a running job's newest preview, and their type."""
-        columns = PROGRESS.c.preview, PROGRESS.c.mime
-        query = _running(project_id, *columns).where(JOB.c.id == job_id, SEEN)
+        query = self._running(project_id, columns=[PROGRESS.c.preview, PROGRESS.c.mime]).where(JOB.c.id == job_id, SEEN)
         with reading(self.engine) as connection:
             return _one(connection, query)
 
@@ -232,6 +232,16 @@ class Insights:
             else:
                 job["reason"] = coming.get(job["model"], "")
 
+    def _running(
+        self, project_id: str, batch_id: int | None = None, columns: Sequence[ColumnElement[Any]] = STEPS
+    ) -> Select[Any]:
+        """A row that is left over from an attempt that has ended, or whose lease has run out, says nothing any more."""
+        alive = (JOB.c.state == State.LEASED) & (JOB.c.lease_expires_at > self.clock())
+        ours = (JOB.c.id == PROGRESS.c.job_id) & (JOB.c.attempt == PROGRESS.c.attempt)
+        query = select(*columns).select_from(PROGRESS.join(JOB, ours)).order_by(JOB.c.id)
+        query = query.where(PROGRESS.c.project_id == project_id, JOB.c.project_id == project_id, alive)
+        return query if batch_id is None else query.where(JOB.c.batch_id == batch_id)
+
     def conservation(self, batch_id: int) -> Record:
         """Law 3, of one batch: what was accepted is the sum over the states."""
         with reading(self.engine) as connection:
@@ -261,14 +271,6 @@ class Insights:
         query = query if project_id is None else query.where(EVENT.c.project_id == project_id)
         with reading(self.engine) as connection:
             return int(connection.execute(query).scalar_one())
-
-
-def _running(project_id: str, *columns: ColumnElement[Any]) -> Select[Any]:
-    """A row that is left over from an attempt that has ended says nothing any more."""
-    shown = columns or (*STEPS, SEEN.label("preview"))
-    alive = (JOB.c.id == PROGRESS.c.job_id) & (JOB.c.attempt == PROGRESS.c.attempt)
-    query = select(*shown).select_from(PROGRESS.join(JOB, alive)).order_by(JOB.c.id)
-    return query.where(PROGRESS.c.project_id == project_id, JOB.c.project_id == project_id, JOB.c.state == State.LEASED)
 
 
 def _of_gang(row: Record, now: float) -> Record:

@@ -58,10 +58,9 @@ async def follow(
                 yield ServerSentEvent(id=str(seen), event=row["kind"], data=_shown(row))
         if time.monotonic() >= told + STEPS_S:
             told = time.monotonic()
-            running = await run_in_threadpool(farm.insights.running, who.project_id, AT_ONCE)
+            running = await run_in_threadpool(farm.insights.running, who.project_id, AT_ONCE, batch)
             for row in running:  # without an id: a reader that resumes asks for what is kept, and this is not
-                news = steps.get(row["job_id"]) != row["updated_at"]
-                if news and (batch is None or row["batch_id"] == batch):
+                if steps.get(row["job_id"]) != row["updated_at"]:
                     yield ServerSentEvent(event="progress", data=_shown_steps(row))
             steps = {row["job_id"]: row["updated_at"] for row in running}
         if len(rows) < AT_ONCE:

@@ -62,6 +62,15 @@ def test_the_newest_step_is_told_and_nothing_is_kept_for_ever(desk: Desk, lease:
     assert desk.queue.forget_steps() == 0
 
 
+def test_of_one_batch_as_many_are_told_however_many_others_run(desk: Desk, lease: Lease) -> None:
+    desk.submit(count=1)
+    (later,) = [one for one in desk.claim() if one.batch_id != lease.batch_id]
+    tell(desk, lease, 1)
+    tell(desk, later, 2)
+    (found,) = desk.insights.running("ours", 1, later.batch_id)
+    assert (found["job_id"], found["step"]) == (later.job_id, 2)
+
+
 def test_another_project_sees_none_of_it(desk: Desk, lease: Lease) -> None:
     tell(desk, lease, 3)
     assert desk.queue.keep_preview(lease, judged(desk, lease), SIGNED)
@@ -82,6 +91,15 @@ def test_what_is_left_of_a_job_that_ended_is_neither_believed_nor_kept(desk: Des
     assert job["progress"] is None
     assert desk.queue.forget_steps() == 1
     assert desk.rows("SELECT * FROM progress") == []
+
+
+def test_a_lease_that_ran_out_shows_nothing_though_no_dispatcher_has_noticed(desk: Desk, lease: Lease) -> None:
+    tell(desk, lease, 3)
+    assert desk.queue.keep_preview(lease, judged(desk, lease), SIGNED)
+    desk.clock.now += 3600
+    assert running(desk) == []
+    assert shown(desk, lease) is None
+    assert desk.state(lease.job_id) == "leased"
 
 
 def test_a_lost_lease_tells_nothing_and_shows_nothing(desk: Desk, lease: Lease) -> None:
