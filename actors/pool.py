@@ -102,11 +102,11 @@ class Pool(Tending):
             self._leave(place)
 
     def status(self) -> list[GangStatus]:
-        names = {node.id: node.name for node in self.seen}
+        names = {id_: node.name for id_, node in self.seen.items()}
         return [place.status(names) for place in self._all()]
 
     def nodes(self) -> list[NodeStatus]:
-        return self.seen
+        return [NodeStatus(id_, node.name, node.cpus, node.gpus) for id_, node in self.seen.items()]
 
     def _place(self, asked_for: str, requests: Sequence[RenderRequest], cancelled: Callable[[], bool]) -> Place:
         """One for what is asked, locked, with a gang that is warm and free."""
@@ -164,8 +164,7 @@ class Pool(Tending):
             if CAUSES[latest.fault.cause] is Payer.ENVIRONMENT:
                 raise Fault(latest.fault.cause, latest.fault.detail, gang=latest.fault.gang)
             raise Fault(Cause.NO_ROOM, f"a gang of {latest.post.asked} did not start: {latest.fault}")
-        way = self._gives_way(latest.post.card.name)
-        lacking = next((place for place in places if place.rivals is not None or way), None)
+        lacking = next((place for place in places if place.rivals is not None or self._gives_way(place.post)), None)
         if lacking is not None and now - began > self.room_s:
             cluster.connect(self.settings)  # or it is Ray that lacks
             raise Fault(Cause.NO_ROOM, room.why_none(lacking.post, gang.standing()))

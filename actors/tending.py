@@ -21,13 +21,14 @@ from actors.health import LOST_S, SICK_S, Pulse, felt
 from actors.messages import Post
 from actors.models import lacking
 from actors.places import ROOM, Place, guessed_pace_s, post_of
+from actors.placing import Node
 from actors.plan import divided, pools_of
 from actors.stages import Passed
 from actors.wanted import chosen, wanted
 from farm.config import Settings
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
-from farm.ports import Demand, Drained, GangState, ModelCard, NodeStatus, Rendered
+from farm.ports import Demand, Drained, GangState, ModelCard, Rendered
 
 log = logging.getLogger("farm.pool")
 ROOM_S = 5.0  # without room for so long, it is said, and what nobody uses is removed
@@ -59,10 +60,11 @@ class Tending:
         self.demand: Mapping[str, Demand] = {}  # as the dispatcher last told
         self.asking: dict[int, tuple[str, Demand]] = {}  # thread to what it wants drawn
         self.pressed: Mapping[str, str] = {}
-        self.helped: dict[str, float] = {}  # model that room is made for, and until when it has the first claim
+        # Model that room is made for, until when it has the first claim, and on which nodes.
+        self.helped: dict[str, tuple[float, frozenset[str]]] = {}
         self.drained = Drained()
         self.refused: set[str] = set()  # gangs whose work others have refused
-        self.seen: list[NodeStatus] = []
+        self.seen: Mapping[str, Node] = {}  # by Ray's own ids
         self.looked = 0.0
         self.swept, self.closed, self.news = False, threading.Event(), threading.Event()
         self.freed = threading.Condition()
@@ -70,11 +72,18 @@ class Tending:
     def need(self, demand: Mapping[str, Demand], pressed: Mapping[str, str], drained: Drained) -> None:
         fresh = demand.keys() - self.demand.keys() or (pressed, drained) != (self.pressed, self.drained)
         self.demand, self.pressed, self.drained = demand, pressed, drained
-        self.helped |= dict.fromkeys(pressed.values(), time.time() + HELP_S)
+        self._help(pressed, time.time())
         for place in self._all():
             place.ends = self._why_ends(place)
         if fresh:
             self.news.set()
+
+    def _help(self, pressed: Mapping[str, str], now: float) -> None:
+        standing = [(one.id, place.homes) for place in self._all() if (one := place.gang) is not None]
+        for model in set(pressed.values()):
+            until, before = self.helped.get(model, (0.0, frozenset()))
+            homes = {home for gang_id, some in standing if pressed.get(gang_id) == model for home in some}
+            self.helped[model] = now + HELP_S, frozenset(homes | (before if now < until else set()))
 
     def tend(self) -> None:
         """Build the gangs that are needed now or kept warm, look after those that are idle, and let go of those that
@@ -199,16 +208,16 @@ class Tending:
     def _may_start(self, place: Place, now: float) -> bool:
         if self.closed.is_set() or place.form.rests_at(now):
             return False
-        if self._gives_way(place.post.card.name):
+        if self._gives_way(place.post):
             return False
         asked = any(name == place.post.asked for name, _ in list(self.asking.values()))
         return asked or now - place.failed_at > (UNSEEN_S if place.unseen else AGAIN_S)
 
-    def _gives_way(self, model: str) -> bool:
-        """Another model's gang is to get the room that was made for it, before anyone else seeks some."""
-        now = time.time()
-        helped = [name for name, until in self.helped.items() if now < until and name != model]
-        return any(place.seeks and place.post.card.name in helped for place in self._all())
+    def _gives_way(self, post: Post) -> bool:
+        """Another model's gang is to get the room that was made for it, before anyone else seeks some there."""
+        now, seek = time.time(), {place.post.card.name for place in self._all() if place.seeks} - {post.card.name}
+        helped = [homes for model, (until, homes) in list(self.helped.items()) if now < until and model in seek]
+        return any(room.may_lie(post, homes, self.seen) for homes in helped)
 
     def _feel(self, place: Place, one: Gang, now: float) -> None:
         try:
@@ -257,7 +266,7 @@ class Tending:
             if place.connection != connection:
                 raise Fault(Cause.RAY_GONE, "Ray was restarted while a gang waited for its room")
             self._plan(place.post.asked)
-            way = self._gives_way(place.post.card.name)
+            way = self._gives_way(place.post)
             return place.wanted and not way and not self.closed.is_set()
 
         def lacks() -> None:

@@ -15,6 +15,7 @@ from actors.building import build
 from actors.cards import TINY
 from actors.gang import Gang, Site, selector
 from actors.places import ROOM, Place, post_of
+from actors.placing import Node
 from actors.pool import Pool
 from farm.config import GangSpec, PoolSpec, Settings
 from farm.errors import Fault
@@ -103,6 +104,27 @@ def test_who_made_room_seeks_none_before_the_other_has_it(pool: Pool) -> None:
     stand(other)
     pool.tend()
     assert states(pool, "flat")[0] == "starting"
+
+
+def test_only_those_give_way_who_could_take_the_room_that_was_made(tmp_path: Path) -> None:
+    specs = (
+        PoolSpec(model="flat"),
+        PoolSpec(model="other"),
+        PoolSpec(model="third", labels={"kind": "small"}),
+        PoolSpec(model="missing", cpus=3.0),
+        PoolSpec(model="broken"),
+    )
+    made = Pool(Settings(home=tmp_path, pools=specs), CARDS, shard="tests.actors.fakes:load_flat")
+    flat, rival, small, wide, other = (made.places[spec.model][0] for spec in specs)
+    made.seen = {"node-0": Node("one", 2.0), "node-1": Node("two", 4.0, 0, {"kind": "small"})}
+    name = stand(rival)
+    flat.now(GangState.STARTING, ROOM)
+    made.need({}, {name: "flat"}, Drained())
+    rival.gang = None
+    made.need({}, {}, Drained())  # it has gone, and its room is remembered
+    assert [made._gives_way(place.post) for place in (flat, small, wide, rival, other)] == [False] * 3 + [True] * 2
+    made.seen = {}
+    assert made._gives_way(small.post), "who can tell?"
 
 
 def test_nobody_waits_inside_for_a_gang_that_does_not_come(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
