@@ -478,6 +478,12 @@ def test_the_gangs_are_told_every_beat_and_not_at_all_once_their_renderer_cannot
     assert [row["dispatcher"] for row in rows(ports, GANG)] == [dispatcher.owner]
 
 
+def test_trouble_with_what_gangs_are_told_ends_no_loop(ports: FakePorts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports.renderer, "need", lambda demand, pressed, drained: 1 / 0)
+    submit(ports, NewJob(line=1, spec=spec()))
+    dispatch_until(Dispatcher(ports), lambda: states(ports) == {"published": 1})
+
+
 def test_a_large_cancellation_stops_neither_expiry_nor_sealing_nor_the_beat(
     ports: FakePorts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

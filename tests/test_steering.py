@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from farm.access import Access
 from farm.db import connect, migrate
 from farm.job import Spec
 from farm.job_queue import JobQueue, NewJob
+from farm.leasing import LaneView
 from farm.ports import Demand, Drained, GangState, GangStatus
 from farm.steering import Steering
 from tests.fakes import FlatRenderer
@@ -61,7 +62,9 @@ def test_a_cold_models_jobs_stay_in_the_queue_until_a_gang_has_made_room_for_it(
     batch = submit(queue, replace(TINY, model="cold"), 3)
     renderer = Told(gangs=[warm("tiny"), lacking("cold", "tiny.1")])
     steering = Steering(queue, renderer, lambda: NOW)
-    assert steering.lanes(queue.lanes(), []) == []  # asked at once: nobody waits for the next beat
+    assert steering.lanes(queue.lanes(), []) == []  # counted at once: nobody takes what could only sit and wait
+    assert renderer.demand == {}
+    steering.steer(queue.lanes(), [])
     assert renderer.demand == {"cold": Demand(3, 12.0)}
     assert renderer.pressed == {"tiny.1": "cold"}
     steering.steer(queue.lanes(), [])
@@ -95,3 +98,22 @@ def test_what_is_in_flight_is_needed_too_and_priorities_are_remembered(queue: Jo
     assert renderer.demand == {"tiny": Demand(5, 20.0), "cold": Demand(1, 4.0)}
     assert renderer.pressed == {"tiny.1": "cold"}
     assert steering.urgent == [NOW]
+
+
+def test_a_lane_that_is_counted_is_not_counted_again_before_the_next_beat(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[list[int]] = []
+
+    def backlog(lanes: Iterable[LaneView]) -> dict[int, int]:
+        counted.append([lane.batch_id for lane in lanes])
+        return JobQueue.backlog(queue, lanes)
+
+    first = submit(queue, TINY, 2)
+    steering = Steering(queue, Told(gangs=[warm("tiny")]), lambda: NOW)
+    steering.steer(queue.lanes(), [])
+    monkeypatch.setattr(queue, "backlog", lambda lanes: backlog(list(lanes)))
+    second = submit(queue, TINY, 1)
+    for _ in range(2):
+        assert [lane.batch_id for lane in steering.lanes(queue.lanes(), [])] == [first, second]
+    assert counted == [[second]]
