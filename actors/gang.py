@@ -233,20 +233,34 @@ def attach(post: Post, ours: Collection[str] = ()) -> Gang | None:
 
 def remove_one_unused() -> bool:
     """Make room: the oldest gang that nobody uses goes, as a dispatcher leaves it that does not come back."""
-    for gang_id in sorted(standing(), key=born):
-        if (gang := _find(gang_id)) is not None:
-            log.warning("gang %s removed: nobody uses it, and its room is needed", gang_id)
-            gang.remove()
-            return True
-    return False
+    return any(remove_unused(gang_id, "its room is needed") for gang_id in sorted(standing(), key=born))
+
+
+def remove_unused(gang_id: str, why: str) -> bool:
+    if (gang := _find(gang_id)) is None:
+        return False
+    log.warning("gang %s removed: nobody uses it, and %s", gang_id, why)
+    gang.remove()
+    return True
 
 
 def standing() -> list[str]:
     """The ids of every gang with a living rank."""
     import ray
 
-    names = [name for name in ray.util.list_named_actors() if name.startswith(PREFIX)]
-    return sorted({name.removeprefix(PREFIX).rpartition("/")[0] for name in names})
+    return _with_ranks(ray.util.list_named_actors())
+
+
+def unused() -> list[str]:
+    """Those of them that no dispatcher has."""
+    import ray
+
+    names = ray.util.list_named_actors()
+    return [gang_id for gang_id in _with_ranks(names) if HOLDER + gang_id not in names]
+
+
+def _with_ranks(names: Iterable[str]) -> list[str]:
+    return sorted({name.removeprefix(PREFIX).rpartition("/")[0] for name in names if name.startswith(PREFIX)})
 
 
 def sweep() -> list[str]:

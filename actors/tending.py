@@ -25,7 +25,7 @@ from actors.placing import Node
 from actors.plan import divided, pools_of
 from actors.stages import Passed
 from actors.wanted import chosen, wanted
-from farm.config import Settings
+from farm.config import PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
 from farm.ports import Demand, Drained, GangState, ModelCard, Rendered
@@ -37,6 +37,7 @@ NODES_S = 5.0
 LOOK_S = 20.0  # whether the files of a model have come or gone: headers alone are read
 UNSEEN_S = 300.0  # before a start is tried again whose files are not seen here
 HELP_S = 30.0
+IDLE_S = PoolSpec.model_fields["idle_s"].default  # of a pool that is not known here
 AGAIN_S = 30.0  # after a start that failed, where no job asks for another one sooner
 
 
@@ -66,6 +67,7 @@ class Tending:
         self.refused: set[str] = set()  # gangs whose work others have refused
         self.seen: Mapping[str, Node] = {}  # by Ray's own ids
         self.looked = 0.0
+        self.unused: Mapping[str, float] = {}  # gangs that no dispatcher has, and since when that is seen
         self.swept, self.closed, self.news = False, threading.Event(), threading.Event()
         self.freed = threading.Condition()
 
@@ -156,6 +158,15 @@ class Tending:
             with contextlib.suppress(Fault):
                 cluster.connect(self.settings)
                 self.seen = room.nodes()
+                self._let_go(time.time())
+
+    def _let_go(self, now: float) -> None:
+        """What a dispatcher has left that does not come back idles no longer than what one has."""
+        idle_s = {place.post.pool: place.spec.idle_s for place in self._all()}
+        self.unused = {gang_id: self.unused.get(gang_id, now) for gang_id in gang.unused()}
+        for gang_id, since in self.unused.items():
+            if now - since > idle_s.get(gang.pool_of(gang_id), IDLE_S):
+                gang.remove_unused(gang_id, f"nobody has for {now - since:.0f} s")
 
     def _plan(self, asked_for: str) -> None:
         """Which places are to have a gang now."""

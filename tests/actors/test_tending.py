@@ -66,6 +66,27 @@ def test_a_pool_grows_by_its_backlog_and_shrinks_only_where_nothing_was_done_for
     assert states(pool, "flat") == ["ready", "ready", "gone"]
 
 
+def test_a_gang_that_no_dispatcher_has_idles_no_longer_than_others(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, removed = ["flat.1.ab", "unheard.1.cd"], list[str]()
+    for place in pool.places["flat"]:
+        place.spec = place.spec.model_copy(update={"idle_s": 60.0})
+    monkeypatch.setattr(gang, "unused", lambda: left)
+    monkeypatch.setattr(gang, "remove_unused", lambda gang_id, why: removed.append(gang_id))
+    for now in (0.0, 60.0):
+        pool._let_go(now)
+    assert removed == []
+    left.remove("flat.1.ab")  # a dispatcher takes it over, and leaves it again
+    pool._let_go(61.0)
+    left.append("flat.1.ab")
+    for now in (62.0, 122.0):
+        pool._let_go(now)
+    assert removed == []
+    pool._let_go(123.0)
+    assert removed == ["flat.1.ab"]
+    pool._let_go(601.0)
+    assert removed[1:] == ["unheard.1.cd", "flat.1.ab"]
+
+
 def test_a_drained_gang_ends_with_its_job_and_an_idle_one_at_once(pool: Pool) -> None:
     busy, idle, far = pool.places["flat"]
     names = [stand(busy, GangState.BUSY), stand(idle), stand(far)]
