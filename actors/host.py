@@ -18,6 +18,7 @@ from farm.ports import Frame, Stage, Verdict
 log = logging.getLogger("farm.gate")
 METHODS = ("judge_prompts", "judge_frames")
 CALL_S = 120.0
+PREVIEW_S = 20.0  # every finished frame waits meanwhile, and nobody misses a preview
 LOAD_S = 600.0
 GRACE_S = 10.0  # the host's own watchdog comes first
 HARMLESS = ("judge_frames", ([Frame(64, 64, bytes(range(192)) * 64)], Stage.FRAME))
@@ -30,8 +31,8 @@ class Died(Exception):
 class Host:
     """Makes the object when it is first needed, and calls the methods it was told to allow."""
 
-    def __init__(self, dotted: str, args: tuple[str, ...], methods: tuple[str, ...], call_s: float) -> None:
-        self.dotted, self.args, self.methods, self.call_s = dotted, args, methods, call_s
+    def __init__(self, dotted: str, args: tuple[str, ...], methods: tuple[str, ...]) -> None:
+        self.dotted, self.args, self.methods = dotted, args, methods
         self.inner: Any = None
 
     def load(self, method: str, args: tuple[Any, ...]) -> None:
@@ -39,10 +40,10 @@ class Host:
         if self.inner is None:
             self.inner = self._limited(LOAD_S, Cause.GATE_DOWN, lambda: self._tried(method, args))
 
-    def call(self, method: str, args: tuple[Any, ...]) -> Any:
+    def call(self, method: str, args: tuple[Any, ...], limit_s: float) -> Any:
         if method not in self.methods:
             raise PermissionError(f"{method!r} may not be called")
-        return self._limited(self.call_s, Cause.GATE_ERROR, lambda: getattr(self.inner, method)(*args))
+        return self._limited(limit_s, Cause.GATE_ERROR, lambda: getattr(self.inner, method)(*args))
 
     def _tried(self, method: str, args: tuple[Any, ...]) -> Any:
         inner = factory(self.dotted)(*self.args)
@@ -63,36 +64,46 @@ class RemoteGate:
     One call at a time, as the actor works anyway: so what was asked when it died is what it died of, and pays.
     """
 
-    def __init__(self, settings: Settings, dotted: str, args: Sequence[str] = (), *, call_s: float = CALL_S) -> None:
-        self.settings, self.dotted, self.args, self.call_s = settings, dotted, tuple(args), call_s
+    def __init__(
+        self,
+        settings: Settings,
+        dotted: str,
+        args: Sequence[str] = (),
+        *,
+        call_s: float = CALL_S,
+        preview_s: float = PREVIEW_S,
+    ) -> None:
+        self.settings, self.dotted, self.args = settings, dotted, tuple(args)
+        self.call_s, self.preview_s = call_s, preview_s
         self.lock = threading.Lock()
         self.actor: Any = None
         self.connection = ""  # the one the handle belongs to
 
     def judge_prompts(self, prompts: Sequence[str]) -> list[Verdict | Fault]:
-        return self._answers("judge_prompts", len(prompts), list(prompts))
+        return self._answers(self.call_s, "judge_prompts", len(prompts), list(prompts))
 
     def judge_frames(self, frames: Sequence[Frame], stage: Stage) -> list[Verdict | Fault]:
-        return self._answers("judge_frames", len(frames), list(frames), stage)
+        limit_s = self.preview_s if stage is Stage.PREVIEW else self.call_s
+        return self._answers(limit_s, "judge_frames", len(frames), list(frames), stage)
 
-    def _answers(self, method: str, count: int, *args: Any) -> list[Verdict | Fault]:
+    def _answers(self, limit_s: float, method: str, count: int, *args: Any) -> list[Verdict | Fault]:
         with self.lock:
             try:
-                answers = self._call(method, args)
+                answers = self._call(limit_s, method, args)
             except faults.RAISED as error:
                 raise faults.fault_of(error, otherwise=Cause.GATE_DOWN) from error
         if len(answers) != count or not all(isinstance(answer, Verdict | Fault) for answer in answers):
             raise Fault(Cause.GATE_ERROR, f"{count} asked, and the gate gave {len(answers)} answers or no verdicts")
         return answers
 
-    def _call(self, method: str, args: tuple[Any, ...]) -> list[Verdict | Fault]:
+    def _call(self, limit_s: float, method: str, args: tuple[Any, ...]) -> list[Verdict | Fault]:
         actor = self._host(cluster.connect(self.settings))
         try:
             self._get(actor, actor.load.remote(*HARMLESS), LOAD_S)
         except Died as died:
             raise Fault(Cause.GATE_DOWN, f"the gate died while it was made ready: {died}") from died
         try:
-            answers: list[Verdict | Fault] = self._get(actor, actor.call.remote(method, args), self.call_s)
+            answers: list[Verdict | Fault] = self._get(actor, actor.call.remote(method, args, limit_s), limit_s)
         except Died as died:
             if cluster.connect(self.settings) != self.connection:
                 raise Fault(Cause.RAY_GONE, f"Ray was restarted: {died}") from died
@@ -115,7 +126,7 @@ class RemoteGate:
 
         if self.actor is None or self.connection != connection:
             made = ray.remote(Host).options(num_cpus=0, max_restarts=0, max_task_retries=0)
-            self.actor = made.remote(self.dotted, self.args, METHODS, self.call_s)
+            self.actor = made.remote(self.dotted, self.args, METHODS)
             self.connection = connection
         return self.actor
 

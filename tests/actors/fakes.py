@@ -177,6 +177,8 @@ class Judge:
     def judge_frames(self, frames: Sequence[Frame], stage: Stage) -> list[Verdict | Fault]:
         if self.word == "dies when asked":
             os._exit(1)
+        if stage is Stage.PREVIEW and self.word == "hangs at previews":
+            time.sleep(600)
         return [Verdict(stage, frame.sha256, Outcome.REVIEW, "policy", "encoder") for frame in frames[:1]]
 
     def judge(self, prompt: str) -> Verdict | Fault:

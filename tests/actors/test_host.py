@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
 import ray
 
-from actors.host import HARMLESS, Host, RemoteGate
+from actors.host import CALL_S, HARMLESS, Host, RemoteGate
 from farm.config import Settings
 from farm.errors import Fault
 from farm.job import Cause
@@ -64,6 +65,16 @@ def test_what_hangs_the_gate_pays_for_it(settings: Settings) -> None:
     pid(gate)
 
 
+def test_what_hangs_the_gate_as_a_preview_does_not_keep_it_from_finished_frames_for_long(settings: Settings) -> None:
+    gate = RemoteGate(settings, JUDGE, ["hangs at previews"], preview_s=1.0)
+    frame = Frame(1, 1, bytes(3))
+    (before,) = gate.judge_frames([frame], Stage.FRAME)
+    began = time.monotonic()
+    assert cause(lambda: gate.judge_frames([frame], Stage.PREVIEW)) is Cause.GATE_ERROR
+    assert gate.judge_frames([frame], Stage.FRAME) == [before]
+    assert time.monotonic() - began < CALL_S
+
+
 @pytest.mark.parametrize("word", ["dies when asked", "dies when made"])
 def test_a_gate_that_dies_before_it_is_asked_is_nobody_s_fault(settings: Settings, word: str) -> None:
     assert cause(lambda: RemoteGate(settings, JUDGE, [word]).judge_prompts(["a cat"])) is Cause.GATE_DOWN
@@ -89,7 +100,7 @@ def test_a_gate_that_does_not_load_is_down_with_its_reason(settings: Settings) -
 def test_only_named_methods_are_called(settings: Settings, gate: RemoteGate) -> None:
     pid(gate)
     with pytest.raises(ray.exceptions.RayTaskError, match="may not be called"):
-        ray.get(gate.actor.call.remote("forbidden", ()))
-    host = Host(JUDGE, ("gun",), ("forbidden",), 5.0)
+        ray.get(gate.actor.call.remote("forbidden", (), 5.0))
+    host = Host(JUDGE, ("gun",), ("forbidden",))
     host.load(*HARMLESS)
-    assert host.call("forbidden", ()) == "this was not to be called"
+    assert host.call("forbidden", (), 5.0) == "this was not to be called"
