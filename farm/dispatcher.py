@@ -81,6 +81,7 @@ class Dispatcher:
         self.ended.set()
         for thread in threads:
             thread.join(timeout=TIDY_S * 2)
+        self._repeat(0.0, [self._forget])  # what the last groups have left, too
 
     def stop(self) -> None:
         self.stopping.set()
@@ -205,10 +206,11 @@ class Dispatcher:
         self.queue.finish_cancelled()
         self.queue.collect_abandoned()
         self.queue.forget_silent()
-        self.queue.forget_steps()
-        self._clear_scratch()
+        self._forget()
 
-    def _clear_scratch(self) -> None:
+    def _forget(self) -> None:
+        """What was kept of jobs that are not drawn any more."""
+        self.queue.forget_steps()
         if self.ports.scratch is not None and (kept := self.ports.scratch.jobs()):
             for job_id in kept - self.queue.unended(kept):
                 self.ports.scratch.drop(job_id)

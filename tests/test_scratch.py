@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from farm.dispatcher import Dispatcher
+from farm.errors import Fault
 from farm.job import Cause
 from farm.job_queue import NewJob
-from farm.ports import Outcome
+from farm.ports import Outcome, Rendered, RenderRequest
 from farm.scratch import Scratch
 from tests.fakes import away
 from tests.test_pipeline import FakePorts, fake_ports, lease_all, run, spec, states, submit
@@ -72,6 +75,31 @@ def test_a_folder_that_cannot_be_is_no_trouble_of_the_job_s(tmp_path: Path) -> N
     (tmp_path / "file").touch()
     scratch = Scratch(tmp_path / "file" / "scratch")
     scratch.write(7, b"latent")
+    assert scratch.jobs() == set()
+
+
+def test_what_the_last_job_leaves_goes_with_it_when_the_dispatcher_stops(
+    ports: FakePorts, scratch: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = replace(ports, scratch=scratch)
+    began, go, drawn = threading.Event(), threading.Event(), ports.renderer.render
+
+    def render(requests: Sequence[RenderRequest], *rest: Any) -> list[Rendered | Fault]:
+        scratch.write(requests[0].job_id, b"latent")
+        began.set()
+        assert go.wait(20)
+        return drawn(requests, *rest)
+
+    monkeypatch.setattr(ports.renderer, "render", render)
+    submit(ports, NewJob(line=1, spec=spec()))
+    dispatcher = Dispatcher(ports)
+    thread = threading.Thread(target=dispatcher.run)
+    thread.start()
+    assert began.wait(20)
+    dispatcher.stop()
+    go.set()
+    thread.join(timeout=20)
+    assert states(ports) == {"published": 1}
     assert scratch.jobs() == set()
 
 
