@@ -1,4 +1,4 @@
-"""The README's tables of commands, routes and settings, made from the code. `python -m tests.reference` writes them."""
+"""The tables that documents have of the code, made from it: `python -m tests.reference` writes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import typer.main
 
 from farm.config import GangSpec, PoolSpec, Settings
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def settings() -> str:
@@ -66,16 +67,21 @@ def _sentence(text: str) -> str:
     return " ".join(text.split("\n\n", maxsplit=1)[0].split()).replace("|", "\\|")
 
 
-TABLES = {"settings": settings, "pools": pools, "commands": commands, "routes": routes}
+PAGES = {
+    README: {"settings": settings, "commands": commands, "routes": routes},
+    ROOT / "docs" / "pools.md": {"pools": pools},
+}
 
 
-def filled(text: str) -> str:
-    for name, table in TABLES.items():
+def filled(page: Path) -> str:
+    text = page.read_text()
+    for name, table in PAGES[page].items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
-        assert pattern.search(text), f"README.md has lost its marks <!-- {name} -->"
+        assert pattern.search(text), f"{page.name} has lost its marks <!-- {name} -->"
         text = pattern.sub(lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text)  # type: ignore[misc]
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page))
