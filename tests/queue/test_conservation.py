@@ -126,7 +126,10 @@ class Walk:
 
     def pause_and_resume(self, number: int) -> None:
         batch = self.batches[number % len(self.batches)]
-        self.desk.queue.pause(batch, "ann")
+        try:
+            self.desk.queue.pause(batch, "ann")
+        except Conflict:  # it has ended
+            return
         assert not any(lane.batch_id == batch for lane in self.desk.queue.lanes())
         self.desk.queue.resume(batch, "ann")
 
