@@ -15,7 +15,6 @@ from functools import partial
 from farm import audit, events, scheduler, waiting
 from farm.errors import Fault
 from farm.job import CAUSES, OF_MODEL, Cause, Payer
-from farm.leasing import LaneView
 from farm.outages import FARM, SEEN_BY, Outages
 from farm.pipeline import Group, Ports
 from farm.ports import Lease
@@ -101,7 +100,7 @@ class Dispatcher:
         return True
 
     def _lease(self) -> list[Lease]:
-        for lane in self.steering.lanes(self._lanes(), self._flying()):
+        for lane in self.steering.lanes(self.queue.lanes(), self._flying()):
             if self.outages.blocks(lane.model):
                 continue
             seconds = scheduler.lease_seconds(self.lease_s, lane.shape_key, self.group)
@@ -109,10 +108,6 @@ class Dispatcher:
             if leases:
                 return leases
         return []
-
-    def _lanes(self) -> list[LaneView]:
-        """Those whose model is away ask for no gang; those of one that lacks room do all the more."""
-        return [lane for lane in self.queue.lanes() if not self.outages.blocks(lane.model, but=[Cause.NO_ROOM])]
 
     def _flying(self) -> list[list[Lease]]:
         return [flight.leases for flight in list(self.flights.values())]
@@ -224,8 +219,8 @@ class Dispatcher:
             self.queue.beat(self.owner, "dispatcher", "waiting" if words else "ready", detail)
 
     def _steer(self) -> None:
-        lanes = [] if self.outages.blocks(FARM) else self._lanes()
-        self.steering.steer(lanes, self._flying())
+        """An outage takes no demand back: it may be over long before a gang is there."""
+        self.steering.steer(self.queue.lanes(), self._flying())
 
     def _tell_gangs(self) -> None:
         renderer = self.ports.renderer

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from farm.job import CAUSES, Cause, Payer, Spec, State
 from farm.job_queue import JobQueue, NewJob
 from farm.outages import FARM
 from farm.pipeline import Group, Ports
-from farm.ports import Frame, GangState, GangStatus, Lease, Outcome, Rendered, RenderRequest, Stage, Verdict
+from farm.ports import Demand, Frame, GangState, GangStatus, Lease, Outcome, Rendered, RenderRequest, Stage, Verdict
 from farm.store import open_store
 from farm.suspects import LONGEST_S, SHARED, STRIKES, Suspects, pause_s
 from farm.tables import ARTIFACT, COMPONENT, EVENT, GANG, JOB, JOB_FAULT, UPLOAD, VERDICT
@@ -482,6 +482,18 @@ def test_trouble_with_what_gangs_are_told_ends_no_loop(ports: FakePorts, monkeyp
     monkeypatch.setattr(ports.renderer, "need", lambda demand, pressed, drained: 1 / 0)
     submit(ports, NewJob(line=1, spec=spec()))
     dispatch_until(Dispatcher(ports), lambda: states(ports) == {"published": 1})
+
+
+def test_an_outage_leases_nothing_and_takes_no_demand_back(ports: FakePorts, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Mapping[str, Demand]] = []
+    monkeypatch.setattr(ports.renderer, "need", lambda demand, pressed, drained: told.append(demand))
+    submit(ports, NewJob(line=1, spec=spec()))
+    dispatcher = Dispatcher(ports)
+    for place, cause in ((FARM, Cause.SIGNER_DOWN), ("tiny", Cause.WEIGHTS_MISSING)):
+        dispatcher.outages.met(place, away(cause), 60.0)
+        dispatcher._steer()
+    assert [demand["tiny"].jobs for demand in told] == [1, 1]
+    assert dispatcher._lease() == []
 
 
 def test_a_large_cancellation_stops_neither_expiry_nor_sealing_nor_the_beat(
