@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, case, func, li
 
 from farm import waiting
 from farm.db import reading
-from farm.job import UNSETTLED, Cause, State
+from farm.job import UNSETTLED, State
 from farm.ports import Outcome, Stage
 from farm.progress import doubted
 from farm.tables import (
@@ -228,7 +228,7 @@ class Insights:
         lacking, coming = waiting.lacking(gangs), waiting.coming(gangs)
         for job in untold:
             if job["model"] in lacking:
-                job["reason"] = f"{Cause.WEIGHTS_MISSING}: {lacking[job['model']]}"
+                job["reason"] = waiting.NO_WEIGHTS
             else:
                 job["reason"] = coming.get(job["model"], "")
 

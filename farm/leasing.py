@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, bindparam, func, select, true, update
 from sqlalchemy.exc import IntegrityError
 
-from farm import events, licences, moves, suspects
+from farm import events, licences, moves, suspects, waiting
 from farm.db import insert_many, reading, transaction, upsert
 from farm.errors import Fault
 from farm.job import CAUSES, RELEASES_CHILD, Cause, Payer, Spec, State, has_failed
@@ -205,7 +205,8 @@ class Leasing:
         failed = payer is not Payer.ENVIRONMENT and _counts(connection, job, cause, detail, gang or fault.gang, now)
         later = 0.0 if payer is Payer.JOB else now + retry_s
         state = State.FAILED if failed else State.QUEUED
-        moves.apply(connection, [Move(job, state, f"{cause}: {detail}", 0.0 if failed else later)], now)
+        reason = waiting.NO_WEIGHTS if cause is Cause.WEIGHTS_MISSING else f"{cause}: {detail}"
+        moves.apply(connection, [Move(job, state, reason, 0.0 if failed else later)], now)
         return state
 
     def expire(self) -> int:

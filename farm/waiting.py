@@ -13,6 +13,8 @@ STALE_S = 15.0  # a process that has not been heard of for so long is away
 NEEDED = ("dispatcher",)  # without one the farm takes batches, but makes no image
 NONE = "none is running"
 SAYS_WHICH = "(`farm models ls` says which)"
+# What a job says: where files lie, and which, is for those alone who run the farm.
+NO_WEIGHTS = f"{Cause.WEIGHTS_MISSING}: its model's files are not on this farm, or cannot be used {SAYS_WHICH}"
 WAITS = {
     Cause.SIGNER_DOWN: "the signer",
     Cause.SIGNER_FAILED: "a signer that does not fail",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from farm.commands.session import summary
+from farm.errors import Fault
 from farm.insights import SILENT
+from farm.job import Cause
 from farm.job_queue import GONE_S, NewJob
 from farm.ports import GangState, GangStatus
 from farm.waiting import STALE_S
@@ -68,7 +70,8 @@ def test_a_batch_and_its_jobs_say_that_their_model_has_no_files(desk: Desk) -> N
     batch = desk.submit(count=2)
     other = desk.submit(NewJob(line=1, spec=replace(SPEC, model="dev")), project="ours")
     desk.queue.beat("one", "dispatcher", "ready")
-    desk.queue.tell_gangs("one", [replace(EMPTY, model="dev", state=GangState.LACKING, waits_for="no vae"), BUSY])
+    words = "dev lacks vae: not in /srv/weights"
+    desk.queue.tell_gangs("one", [replace(EMPTY, model="dev", state=GangState.LACKING, waits_for=words), BUSY])
     found = {one["id"]: one["warnings"] for one in desk.insights.batches("ours")}
     assert found[batch] == []
     (warning,) = found[other]
@@ -77,7 +80,11 @@ def test_a_batch_and_its_jobs_say_that_their_model_has_no_files(desk: Desk) -> N
     assert shown is not None
     assert shown["warnings"] == [warning]
     (job,) = desk.insights.jobs("ours", other)
-    assert job["reason"] == "weights_missing: no vae"
+    assert job["reason"].startswith("weights_missing: its model's files are not on this farm")
+    assert "/srv" not in job["reason"]  # its submitter does not run the farm
+    lease = next(one for one in desk.claim() if one.spec.model == "dev")
+    desk.queue.fault(lease, Fault(Cause.WEIGHTS_MISSING, words))
+    assert desk.job(lease.job_id)["reason"] == job["reason"]  # nor does one that was tried say more
     alone = desk.insights.job("ours", job["id"])
     assert alone is not None
     assert alone["reason"] == job["reason"]
