@@ -245,10 +245,13 @@ def test_a_gang_in_use_by_another_dispatcher_is_neither_shared_nor_removed(pool:
     second = drawn(other)  # a name is taken from whoever asks, be it in the same process
     assert second != first
     assert sorted(gang.standing()) == sorted([first, second])
+    third = make(settings)
     with pytest.raises(Fault, match=f"no node has room.*{first}") as caught:
-        make(settings).render([request_of("a")], never)
+        third.render([request_of("a")], never)
     assert caught.value.cause is Cause.NO_ROOM
     assert (drawn(pool), drawn(other)) == (first, second)
+    third.closed.set()  # it seeks room no more, which it would have when the others go
+    until(lambda: not third.places["flat"][0].lock.locked())
     other._remove(other.places["flat"][0])
 
 
