@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Row, delete, insert, literal_column, 
 from farm import audit
 from farm.access import KeyView
 from farm.db import reading, transact
-from farm.errors import NotFound, nearest
+from farm.errors import BadInput, NotFound, nearest
 from farm.ports import Drained
 from farm.tables import DRAIN, GANG, NODE
 
@@ -67,7 +67,10 @@ def _named(name: str, some: Sequence[Row[Any]], otherwise: str) -> Row[Any]:
     """By id or name; a node by its host too, where there is no other one."""
     found = [row for row in some if name in (row.id, row.name)]
     found = found or [row for row in some if row.kind == "node" and row.name.split("/")[0] == name]
-    if len(found) != 1:
+    found = list({row.id: row for row in found}.values())  # a node may be told of under several names
+    if len(found) > 1:
+        raise BadInput(f"several are called {name!r}: {', '.join(sorted(row.name for row in found))}", field="name")
+    if not found:
         fix = nearest(name, [row.name for row in some]) if some else "`farm pool ls` shows what there is"
         raise NotFound(f"{otherwise} {name!r}", field="name", fix=fix)
     return found[0]

@@ -103,7 +103,7 @@ def _where(row: Planned) -> str:
 @pool.command("ls")
 def ls(json_: Json = False) -> None:
     """List each place for a gang: its state, what it waits for and for how long, and which dispatcher said so when; and
-    the nodes that are drained. As JSON all nodes."""
+    the nodes, with who drained them."""
     from farm.commands.session import open_client
 
     with open_client() as client:
@@ -115,9 +115,9 @@ def ls(json_: Json = False) -> None:
         table([_place(row) for row in told["items"]], PLACE)
     else:
         say("farm: no dispatcher tells of any gang; is one running?")
-    for node in told["nodes"]:
-        if node["drained"]:
-            print(f"node {node['name']} is drained, by {node['drained']}")
+    if told["nodes"]:
+        print()
+        table([_seen(node) for node in told["nodes"]], ["node", "CPUs", "GPUs", "drained by"])
 
 
 PLACE = ["pool", "place", "model", "gang", "on", "state", "waits for", "for", "dispatcher", "said"]
@@ -126,6 +126,10 @@ PLACE = ["pool", "place", "model", "gang", "on", "state", "waits for", "for", "d
 def _place(row: dict[str, Any]) -> dict[str, Any]:
     said = {"waits for": row["waits_for"], "for": lasting(row["for_s"]), "said": f"{lasting(row['age_s'])} ago"}
     return row | said | {"on": ", ".join(row["nodes"])}
+
+
+def _seen(row: dict[str, Any]) -> dict[str, Any]:
+    return {"node": row["name"], "CPUs": row["cpus"], "GPUs": row["gpus"], "drained by": row["drained"]}
 
 
 Name = Annotated[str, typer.Argument(metavar="NODE|GANG", help="As `farm pool ls` shows it, or a node's host.")]

@@ -131,7 +131,7 @@ def test_ls_shows_each_place_and_which_dispatcher_is_silent(
     assert shell("pool", "ls", "--json") == 0
     assert [row["state"] for row in shell.json()["gangs"]] == ["busy", "gone"]
     assert shell("pool", "ls") == 0
-    header, first, _ = shell.out.splitlines()
+    header, first, _, empty, *nodes = shell.out.splitlines()
     assert header.split() == [
         "pool",
         "place",
@@ -146,6 +146,12 @@ def test_ls_shows_each_place_and_which_dispatcher_is_silent(
         "said",
     ]
     assert " ".join(first.split()).startswith("main 0 tiny main.0 host/aaaaaaaa busy 2 pictures 5 min host:1:ab")
+    assert empty == ""
+    assert [line.split() for line in nodes] == [
+        ["node", "CPUs", "GPUs", "drained", "by"],
+        ["host/aaaaaaaa", "2", "0"],
+        ["other/bbbbbbbb", "2", "1"],
+    ]
     later = time.time() + STALE_S
     monkeypatch.setattr(world.farm.insights, "clock", lambda: later)
     shell("pool", "ls")
@@ -169,7 +175,9 @@ def test_an_operator_drains_a_node_and_everyone_sees_by_whom(
         ("other/bbbbbbbb", True),
     ]
     shell("pool", "ls")
-    assert "node other/bbbbbbbb is drained, by" in shell.out
+    (line,) = (line.split() for line in shell.out.splitlines() if line.startswith("other/bbbbbbbb"))
+    assert line[:3] == ["other/bbbbbbbb", "2", "1"]
+    assert len(line) > 3  # by whom
     assert drains.drained(world.farm.queue.engine) == Drained(frozenset({"b" * 56}))
     assert shell("pool", "undrain", "other/bbbbbbbb") == 0
     assert shell("pool", "undrain", "other/bbbbbbbb") == 1

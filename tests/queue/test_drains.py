@@ -10,7 +10,7 @@ from sqlalchemy import select
 from farm.access import KeyView
 from farm.db import reading
 from farm.drains import KEPT_S, drain, drained, undrain
-from farm.errors import NotFound
+from farm.errors import BadInput, NotFound
 from farm.ports import Drained, GangState, GangStatus, NodeStatus
 from farm.tables import AUDIT
 from tests.queue.conftest import Desk
@@ -48,8 +48,16 @@ def test_unknown_names_are_refused_naming_the_nearest(told: Desk) -> None:
     with pytest.raises(NotFound, match="nothing that is drained"):
         undrain(told.engine, "one", ANN)
     told.queue.tell_gangs("dispatcher", [], [*NODES, replace(NODES[0], id="c" * 56, name="one/cccccccc")])
-    with pytest.raises(NotFound):
+    with pytest.raises(BadInput, match="several are called 'one': one/aaaaaaaa, one/cccccccc"):
         drain(told.engine, "one", ANN)  # two nodes of one host
+
+
+def test_a_node_that_dispatchers_call_differently_is_one(told: Desk) -> None:
+    told.queue.tell_gangs("another", [], [replace(NODES[0], name="one.example/aaaaaaaa")])
+    for name in ("a" * 56, "one", "one.example", "one.example/aaaaaaaa"):
+        assert drain(told.engine, name, ANN, clock=told.clock) == "node"
+        assert drained(told.engine) == Drained(nodes=frozenset({"a" * 56}))
+        assert undrain(told.engine, "a" * 56, ANN, told.clock) == "node"
 
 
 def test_a_drained_gang_is_forgotten_when_it_is_long_gone_and_a_node_is_not(told: Desk) -> None:
