@@ -100,11 +100,13 @@ class Dispatcher:
         return True
 
     def _lease(self) -> list[Lease]:
-        for lane in self.steering.lanes(self.queue.lanes(), self._flying()):
+        flying = self._flying()
+        jobs = [lease.job_id for leases in flying for lease in leases]
+        for lane in self.steering.lanes(self.queue.lanes(), flying):
             if self.outages.blocks(lane.model):
                 continue
             seconds = scheduler.lease_seconds(self.lease_s, lane.shape_key, self.group)
-            leases = self.queue.claim(lane.id, self.owner, self.group, seconds)
+            leases = self.queue.claim(lane.id, self.owner, self.group, seconds, jobs)
             if leases:
                 return leases
         return []

@@ -5,7 +5,7 @@ A guard that no longer holds means the lease was lost: the result is dropped and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,16 @@ class Leasing:
             return [LaneView(**row) for row in connection.execute(query).mappings()]
 
     @transaction
-    def claim(self, connection: Connection, lane_id: int, owner: str, limit: int, lease_s: float) -> list[Lease]:
+    def claim(
+        self,
+        connection: Connection,
+        lane_id: int,
+        owner: str,
+        limit: int,
+        lease_s: float,
+        flying: Collection[int] = (),
+    ) -> list[Lease]:
+        """The first of this lane; `flying` are the jobs that the owner has in flight already."""
         now = self.clock()
         query = select(BATCH.c.state, LANE.c.model).join(LANE, LANE.c.batch_id == BATCH.c.id)
         lane = connection.execute(query.where(LANE.c.id == lane_id)).first()
@@ -105,7 +114,7 @@ class Leasing:
             unsaid = update(JOB).where(JOB.c.id.in_([row.id for row in rows]), JOB.c.reason != reason)
             connection.execute(unsaid.values(reason=reason))
             return []
-        rows = _with_published_parents(connection, _apart(rows), now)
+        rows = _with_published_parents(connection, _apart(connection, rows, flying), now)
         taken = {"state": State.LEASED, "attempt": JOB.c.attempt + 1, "owner": owner, "lease_expires_at": now + lease_s}
         connection.execute(
             update(JOB).where(JOB.c.id.in_([row.id for row in rows])).values(**taken, reason="", updated_at=now)
@@ -257,14 +266,19 @@ def _given_back(connection: Connection, row: Row[Any], now: float) -> Move:
     if words := suspects.struck(connection, row, Cause.LEASE_LOST, detail, now):
         _counts(connection, row, Cause.POISON, words, None, now)
         return Move(row, State.FAILED, f"{Cause.POISON}: {words}")
-    later = now + suspects.lost_pause_s(row.attempt - row.forgiven)
+    later = now + suspects.lost_pause_s(suspects.lost_tries(connection, row))
     return Move(row, State.QUEUED, f"{Cause.LEASE_LOST}: {detail}", later)
 
 
-def _apart(rows: Sequence[Row[Any]]) -> list[Row[Any]]:
-    """Who lost its lease is tried alone: if its dispatcher dies of it again, nobody is taken along."""
+def _apart(connection: Connection, rows: Sequence[Row[Any]], flying: Collection[int]) -> list[Row[Any]]:
+    """Who lost its lease is tried alone: if its dispatcher dies of it again, nobody is taken along. Who lost it often
+    is not tried beside another such either: it would be failed for what that one does."""
     lost = [row for row in rows if row.reason.startswith(Cause.LEASE_LOST)]
-    return [rows[0]] if rows[0] in lost else [row for row in rows if row not in lost]
+    if rows[0] in lost:
+        often = suspects.lonely(connection, [rows[0].id, *flying]) if flying else set()
+        if rows[0].id not in often or len(often) == 1:
+            return [rows[0]]
+    return [row for row in rows if row not in lost]
 
 
 def _close_if_empty(connection: Connection, lane_id: int) -> None:

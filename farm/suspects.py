@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select
 
 from farm.job import CAUSES, OF_MODEL, Cause, Payer
-from farm.tables import ARTIFACT, JOB_FAULT
+from farm.tables import ARTIFACT, JOB, JOB_FAULT
 
 # What one job may bring about by itself, and how often it may: its file ends whatever opens it, the signer dies of it,
 # or the dispatcher does. Dispatchers are killed for other reasons as well, and take many jobs along.
@@ -23,6 +23,7 @@ STRIKES = {Cause.OVERLOADED: 5, Cause.SIGNER_FAILED: 5, Cause.LEASE_LOST: 10}
 # What everyone needs, so that others who get through tell something.
 SHARED = frozenset(cause for cause in Cause if CAUSES[cause] is Payer.ENVIRONMENT) - OF_MODEL - {Cause.LEASE_LOST}
 LONGEST_S = 300.0
+LONELY = 3  # strikes by lost leases from which on two such jobs share no dispatcher: only one of them may be ending it
 LOST_S, LONGEST_LOST_S = 1.0, 60.0
 KEPT = 10_000  # jobs remembered: in a long outage many are met that end elsewhere
 
@@ -45,6 +46,21 @@ def struck(connection: Connection, job: Row[Any], cause: Cause, detail: str, now
     keep(connection, job, cause, detail, None, now)
     over = met + 1 >= STRIKES[cause]
     return f"{met + 1} times, while others got through: {cause}: {detail}" if over else ""
+
+
+def lonely(connection: Connection, jobs: Iterable[int]) -> set[int]:
+    """Who of these may be what ends dispatchers."""
+    lost = (JOB_FAULT.c.cause == str(Cause.LEASE_LOST), JOB_FAULT.c.attempt > JOB.c.forgiven)
+    query = select(JOB_FAULT.c.job_id).join(JOB, JOB.c.id == JOB_FAULT.c.job_id).where(*lost)
+    often = query.group_by(JOB_FAULT.c.job_id).having(func.count() >= LONELY)
+    return set(connection.execute(often.where(JOB_FAULT.c.job_id.in_(list(jobs)))).scalars())
+
+
+def lost_tries(connection: Connection, job: Row[Any]) -> int:
+    """How many attempts it had since its lease was first lost, that one included: it is kept whenever it happens."""
+    mine = (JOB_FAULT.c.job_id == job.id, JOB_FAULT.c.cause == str(Cause.LEASE_LOST))
+    first = select(func.min(JOB_FAULT.c.attempt)).where(*mine, JOB_FAULT.c.attempt > job.forgiven)
+    return int(job.attempt - connection.execute(first).scalar_one() + 1)
 
 
 def lost_pause_s(tries: int) -> float:

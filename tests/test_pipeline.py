@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sqlalchemy import RowMapping, Table, select, update
+from sqlalchemy import RowMapping, Table, insert, select, update
 
 from farm.access import Access
 from farm.db import connect, migrate, reading
@@ -29,7 +30,7 @@ from farm.outages import FARM
 from farm.pipeline import Group, Ports
 from farm.ports import Demand, Frame, GangState, GangStatus, Lease, Outcome, Rendered, RenderRequest, Stage, Verdict
 from farm.store import open_store
-from farm.suspects import LONGEST_S, SHARED, STRIKES, Suspects, pause_s
+from farm.suspects import LONELY, LONGEST_S, SHARED, STRIKES, Suspects, pause_s
 from farm.tables import ARTIFACT, COMPONENT, EVENT, GANG, JOB, JOB_FAULT, UPLOAD, VERDICT
 from tests.fakes import FlatRenderer, StampSigner, StampVerifier, WordGate, away
 
@@ -419,6 +420,33 @@ def test_the_dispatcher_runs_everything_it_can_and_waits_out_an_outage(ports: Fa
     dispatch_until(dispatcher, lambda: states(ports) == {"published": 20})
     assert len(set(ports.signer.signed)) == len(ports.signer.signed) == 20
     assert rows(ports, JOB_FAULT) == []
+
+
+@pytest.mark.parametrize("strikes", [LONELY - 1, LONELY])
+def test_two_that_may_be_what_ends_dispatchers_are_not_drawn_beside_each_other(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch, strikes: int
+) -> None:
+    submit(ports, NewJob(line=1, spec=spec(seed=1)), NewJob(line=2, spec=spec(seed=2)))
+    said = {"project_id": "p", "cause": "lease_lost", "payer": "environment", "detail": "", "created_at": 0.0}
+    with ports.queue.engine.begin() as connection:
+        connection.execute(update(JOB).values(attempt=strikes, reason=Cause.LEASE_LOST))
+        met = [{"job_id": id_, "attempt": n + 1} | said for id_ in (1, 2) for n in range(strikes)]
+        connection.execute(insert(JOB_FAULT), met)
+    go, drawn = threading.Event(), ports.renderer.render
+
+    def render(requests: Sequence[RenderRequest], *rest: Any) -> list[Rendered | Fault]:
+        assert go.wait(20)
+        return drawn(requests, *rest)
+
+    monkeypatch.setattr(ports.renderer, "render", render)
+    dispatcher = Dispatcher(ports)
+    with ThreadPoolExecutor(2) as pool:
+        assert dispatcher.step(pool)
+        assert dispatcher.step(pool) is (strikes < LONELY)
+        go.set()
+        wait(dispatcher.flights)
+        assert dispatcher.step(pool) is (strikes == LONELY), "the other one's turn"
+    assert states(ports) == {"published": 2}
 
 
 def test_an_error_nobody_foresaw_is_kept_with_the_job_and_does_not_loop(ports: FakePorts) -> None:

@@ -214,6 +214,39 @@ def test_a_job_of_which_every_dispatcher_dies_has_failed_with_each_death_kept(de
     assert desk.states(batch) == {"queued": 1}, "a person asked for it: it is counted anew"
 
 
+def test_a_job_is_not_failed_for_what_another_in_its_dispatcher_does(desk: Desk) -> None:
+    """The first job ends every dispatcher; the second is long, and needs one that outlives it."""
+    batch = desk.submit(count=2)
+    for number in range(200):
+        desk.clock.now += 2 * LONGEST_LOST_S
+        flying: list[Lease] = []
+        for lane in desk.queue.lanes() * 2:
+            jobs = [lease.job_id for lease in flying]
+            flying += desk.queue.claim(lane.id, f"worker-{number}", 1, 30.0, jobs)
+        if not flying:
+            break
+        (other,) = claim_of(desk, desk.submit(count=1), "elsewhere")
+        assert desk.publish(other)
+        if 1 in [lease.job_id for lease in flying]:
+            desk.clock.now += 31
+            assert desk.queue.expire() == len(flying)
+        else:
+            assert all(desk.publish(lease) for lease in flying)
+    assert desk.states(batch) == {"failed": 1, "published": 1}
+    assert desk.state(1) == "failed"
+
+
+def test_attempts_that_an_outage_ended_make_no_pause_of_the_first_lost_lease(desk: Desk) -> None:
+    desk.submit(count=1)
+    for _ in range(9):
+        (lease,) = desk.claim()
+        desk.queue.fault(lease, Fault(Cause.SIGNER_DOWN, "away"), retry_s=0.0)
+    desk.claim()
+    desk.clock.now += 31
+    desk.queue.expire()
+    assert desk.job(lease.job_id)["not_before"] == desk.clock.now
+
+
 def test_who_lost_its_lease_is_tried_alone_and_later_each_time(desk: Desk) -> None:
     batch = desk.submit(count=4)
     four = desk.claim()
