@@ -12,7 +12,7 @@ up: .venv/ready
 	$(BIN)/farm up
 
 test: .venv/ready
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --durations=20
 
 test-all: .venv/ready
 	$(BIN)/pytest

@@ -41,6 +41,7 @@ def nodes(settings: Settings) -> Iterator[Cluster]:
         cluster.connect(settings)
 
 
+@pytest.mark.slow
 def test_a_gang_on_two_nodes_draws_and_is_built_again_when_one_is_lost(settings: Settings, nodes: Cluster) -> None:
     spec = PoolSpec(model="tiny", sequence=2, cpus=1)
     theirs = settings.model_copy(update={"pools": (spec,), "ray_address": nodes.address})

@@ -43,6 +43,7 @@ def test_the_peer_runs_in_the_same_run_and_the_result_is_kept(
     assert "seconds_per_step" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_blocks_in_fp8_take_half_of_bfloat16(capsys: pytest.CaptureFixture[str]) -> None:
     kept = []
     for more in ([], ["--fp8"]):
