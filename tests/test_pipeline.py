@@ -469,6 +469,7 @@ def test_a_deed_that_fails_in_the_background_is_tried_again_and_leases_stay_aliv
         raise away(Cause.SIGN_REFUSED)
 
     monkeypatch.setattr("farm.dispatcher.TIDY_S", 0.05)
+    monkeypatch.setattr("farm.dispatcher.PROBE_S", 0.05)
     monkeypatch.setattr("farm.dispatcher.SIGN_HEAD_S", 0.0)
     monkeypatch.setattr(ports.signer, "sign_audit_head", refuse)
     dispatcher = Dispatcher(ports, group=1, workers=1)

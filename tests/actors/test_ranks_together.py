@@ -77,7 +77,8 @@ def pictures(pool: Pool, *requests: RenderRequest) -> list[np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("shape", [{"sequence": 2}, pytest.param({"tensor": 3}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [{"sequence": 2}, {"tensor": 3}])
 def test_several_ranks_draw_what_one_draws(settings: Settings, closing: list[Pool], shape: dict[str, float]) -> None:
     asked = [request(5), request(6), request(7, "make the background green", edit=True)]
     alone, together = pool_of(settings), pool_of(settings, **shape)
