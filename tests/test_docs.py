@@ -22,3 +22,8 @@ def test_a_page_lists_every_command_route_and_setting(page: Path) -> None:
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     lost = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert lost == []
+
+
+@pytest.mark.parametrize("page", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_holds_a_merge_that_was_not_ended(page: Path) -> None:
+    assert not re.search(r"^(<{7}|>{7}) ", page.read_text(), re.M)
