@@ -19,7 +19,7 @@ OPENERS = 4  # pictures of strangers that are opened at the same time, each in a
 def create_app(farm: Farm) -> FastAPI:
     app = create_app_for_schema()
     app.state.farm, app.state.stopping = farm, threading.Event()
-    app.state.openers = CapacityLimiter(OPENERS)
+    app.state.openers, app.state.look = CapacityLimiter(OPENERS), health.Look()
     return app
 
 

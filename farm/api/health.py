@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -20,16 +23,45 @@ from farm.waiting import missing
 router = APIRouter(tags=["health"])
 
 
+ANSWER_S = 5.0  # a database that takes longer is as good as gone
+
+
+class Look:
+    """A look at the farm that all who ask meanwhile share: a database that hangs would take a thread for each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: Future[list[str]] | None = None
+
+    def begin(self, look: Callable[[], list[str]]) -> Future[list[str]]:
+        with self._lock:
+            if self._seen is None or self._seen.done():
+                self._seen = Future()
+                threading.Thread(target=_settle, args=(self._seen, look), daemon=True).start()
+            return self._seen
+
+
+def _settle(future: Future[list[str]], look: Callable[[], list[str]]) -> None:
+    try:
+        future.set_result(look())
+    except BaseException as error:
+        future.set_exception(error)
+
+
 @router.get("/healthz")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:
     """Say that this process lives; nothing else is asked."""
     return {"state": "alive"}
 
 
 @router.get("/readyz")
-def readyz(farm: TheFarm) -> JSONResponse:
+async def readyz(request: Request, farm: TheFarm) -> JSONResponse:
     """Say whether images can be made: 200, or 503 with what is missing."""
-    found = _missing(farm)
+    seen = asyncio.wrap_future(request.app.state.look.begin(lambda: _missing(farm)))
+    try:
+        found = await asyncio.wait_for(asyncio.shield(seen), ANSWER_S)
+    except TimeoutError:
+        found = [f"database: no answer within {ANSWER_S:.0f} s"]
     return JSONResponse({"state": "waiting" if found else "ready", "missing": found}, 503 if found else 200)
 
 
