@@ -71,6 +71,7 @@ SCHNELL = replace(
     max_prompt=1000,  # 256 tokens of T5
     files=("diffusion_models/flux1-schnell.safetensors", *DEV.files[1:]),
 )
+ACROSS = ((128, 96), (144, 96), (176, 96), (192, 96))  # the tiny one has learnt these, and their uprights
 TINY = replace(
     DEV,
     name="tiny",
@@ -85,6 +86,7 @@ TINY = replace(
     min_pixels=96 * 96,
     max_pixels=192 * 192,
     side=128,
+    sizes=((128, 128), *ACROSS, *((down, across) for across, down in ACROSS)),
     max_prompt=200,
     files=(
         "diffusion_models/tiny-flux.safetensors",

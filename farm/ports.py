@@ -288,5 +288,6 @@ class ModelCard:
     side: int  # the default width and height
     max_prompt: int  # characters
     grid: int = 16
+    sizes: tuple[tuple[int, int], ...] = ()  # which an aspect ratio chooses from; without any, from all
     rendered: bool = True  # False: known by name, not rendered yet
     files: tuple[str, ...] = ()

@@ -28,6 +28,12 @@ def nearest_size(width: float, height: float, card: ModelCard) -> tuple[int, int
 
 
 def of_ratio(ratio: float, card: ModelCard) -> tuple[int, int, bool]:
-    """The size of this shape with about as many pixels as the model's own, and whether it keeps the shape."""
-    width, height = nearest_size(card.side * math.sqrt(ratio), card.side / math.sqrt(ratio), card)
-    return width, height, abs(math.log(width / height / ratio)) <= TOLERANCE
+    """The size of this shape, of those the model prefers or with about as many pixels as its own, and whether it keeps
+    the shape."""
+    free = nearest_size(card.side * math.sqrt(ratio), card.side / math.sqrt(ratio), card)
+    width, height = min(card.sizes or (free,), key=lambda size: _away(size, ratio))
+    return width, height, _away((width, height), ratio) <= TOLERANCE
+
+
+def _away(size: tuple[int, int], ratio: float) -> float:
+    return abs(math.log(size[0] / size[1] / ratio))

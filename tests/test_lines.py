@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors import cards
 from farm.lines import FIELDS, MAX_SEED, BadLine, Line, parse_line
-from farm.sizes import nearest_size
+from farm.sizes import nearest_size, of_ratio
 from tests.cards import CATALOGUE, TINY
 
 
@@ -166,6 +167,19 @@ def test_the_nearest_size_can_be_drawn(width: float, height: float) -> None:
 def test_a_ratio_becomes_a_size_on_the_grid(ratio: str, size: tuple[int, int]) -> None:
     spec = good(aspect_ratio=ratio).spec
     assert (spec.width, spec.height) == size
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size"),
+    [("1:1", (128, 128)), ("4:3", (128, 96)), ("16:9", (176, 96)), ("2:3", (96, 144)), ("1:2", (96, 192))],
+)
+def test_a_ratio_becomes_a_size_the_model_prefers(ratio: str, size: tuple[int, int]) -> None:
+    across, down = map(int, ratio.split(":"))
+    assert of_ratio(across / down, cards.TINY) == (*size, True)
+
+
+def test_a_ratio_far_from_all_preferred_sizes_does_not_fit() -> None:
+    assert of_ratio(4.0, cards.TINY) == (192, 96, False)
 
 
 def test_thousands_of_unknown_fields_are_a_few_problems() -> None:

@@ -31,6 +31,7 @@ from actors.stages import Stage
 from farm.errors import Fault, NotFound
 from farm.job import CAUSES, Cause, Payer
 from farm.ports import ModelCard
+from farm.sizes import nearest_size
 from tests.flux import containers_kit as kit
 from tests.flux.samples import FLUX_WEIGHTS, T5_WEIGHTS, comfyui, diffusers
 from tests.flux.test_weights_check import real_comfyui
@@ -55,6 +56,8 @@ def test_no_card_promises_what_cannot_be_drawn() -> None:
         assert 1 <= card.steps <= card.max_steps
         assert card.guidance <= card.max_guidance
         assert card.files
+        for width, height in card.sizes:
+            assert nearest_size(width, height, card) == (width, height)
 
 
 def test_each_licence_asks_what_its_text_asks() -> None:

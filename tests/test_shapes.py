@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.cards import TINY
 from training.checker import components, judge, judge_edit, see, see_shape
 from training.edits import KINDS, free_colours, invent_edit, name, signature
 from training.shapes import CANVASES, COLOURS, PLACES, SHAPES, SIZES, Item, Scene, draw, invent, put, stencil
@@ -36,6 +37,10 @@ def test_the_checker_finds_every_drawn_edit_made_and_the_rest_kept(seed: int, ki
     before, after = draw(edit.before), draw(edit.after)
     assert judge_edit(edit, before, after) == {"made": True, "kept": True}, edit
     assert not judge_edit(edit, before, before)["made"], edit
+
+
+def test_an_aspect_ratio_asks_for_a_size_that_was_learnt() -> None:
+    assert set(TINY.sizes) <= set(CANVASES)
 
 
 @given(SEEDS)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from actors.flux import latents
 from actors.flux.vae import AutoEncoder
 from training import train, vae
+from training.encoders import build, embed
 from training.flux import Learner, Meeting, flat, keep, restore, spread, times
 from training.pool import CELL, layout
 from training.shapes import COLOURS, Scene, draw, put
@@ -82,3 +83,13 @@ def test_a_finished_model_can_be_gone_on_from_and_finished_again(tmp_path: Path)
         ours, again = load_file(path), load_file(tmp_path / "models" / path.relative_to(train.MODELS))
         assert ours.keys() == again.keys()
         assert all(torch.equal(tensor, again[name]) for name, tensor in ours.items()), path.name
+
+
+def test_an_untrained_t5_already_tells_whose_colour_is_whose() -> None:
+    torch.manual_seed(0)
+    text = build(train.MODELS / "tokenizers")
+    with torch.no_grad():
+        one, other = embed(text, ["a red circle on a blue background", "a blue circle on a red background"])[0]
+    red, blue = 1, 5  # "a" and "red" are its first two words
+    assert (one[red] - other[blue]).norm() > 0.1 * one[red].norm()
+    assert (one[blue] - other[red]).norm() > 0.1 * one[blue].norm()

@@ -1,10 +1,13 @@
-"""Edits of a scene: the scene before, the scene after, and the sentence that asks for it. What is not named stays."""
+"""Edits of a scene: the scene before, the scene after, and the sentence that asks for it. What is not named stays.
+
+Scenes before an edit have one shape, or one or two of which one is to go.
+"""
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from training.shapes import COLOURS, PLACES, SHAPES, Item, Scene, invent, put
+from training.shapes import COLOURS, PLACES, SHAPES, Item, Scene, any_canvas, invent, put
 from training.words import is_held_out, say, say_item, say_place, with_articles
 
 ASK_RECOLOUR = ("make {} {}", "make {} {}", "change {} to {}", "turn {} {}", "paint {} {}", "colour {} {}")
@@ -121,19 +124,26 @@ KINDS: dict[str, Callable[[random.Random, Scene], Edit | None]] = {
 }
 
 
+def any_scene(rng: random.Random, canvas: tuple[int, int], items: int) -> Scene:
+    return invent(rng, items, canvas)
+
+
 def invent_edit(
     rng: random.Random,
     kind: str,
     canvas: tuple[int, int] | None = None,
     held_out: bool = False,
-    scene: Callable[[random.Random, tuple[int, int] | None], Scene] = lambda rng, canvas: invent(rng, canvas=canvas),
+    scene: Callable[[random.Random, tuple[int, int], int], Scene] = lambda rng, canvas, items: invent(
+        rng, items, canvas
+    ),
 ) -> Edit:
     """An edit of that kind of a scene at random, with a sentence from training's share or the evaluation's.
 
     Edits have few sentences, so what is held out is the sentence together with what the scene shows.
     """
     while True:
-        edit = KINDS[kind](rng, scene(rng, canvas))
+        items = rng.choice((1, 2)) if kind == "remove" else 1
+        edit = KINDS[kind](rng, scene(rng, canvas or any_canvas(rng), items))
         if edit is not None and is_held_out(signature(edit)) == held_out:
             return replace(edit, sentence=with_articles(edit.sentence))
 

@@ -23,7 +23,7 @@ from actors.flux.render import Renderer, RenderJob, renderer_of
 from actors.flux.weights import load_flux, load_text, load_vae
 from training.checker import judge, judge_edit
 from training.edits import KINDS, Edit, invent_edit
-from training.shapes import CANVAS_WEIGHTS, CANVASES, Pixels, Scene, draw, invent
+from training.shapes import Pixels, Scene, draw, invent
 from training.tokens import T5_LENGTH
 from training.train import MODELS
 from training.words import seen_sentence
@@ -54,7 +54,7 @@ def renderer(models: Path = MODELS) -> Renderer:
 def sentences(count: int, seed: int) -> list[Task]:
     rng, tasks = random.Random(seed), []
     for number in range(count):
-        scene = invent(rng, canvas=rng.choices(CANVASES, CANVAS_WEIGHTS)[0])
+        scene = invent(rng)
         words = seen_sentence(rng, scene, held_out=True)
         tasks.append(Task(scene, RenderJob(words, 1000 + number, scene.width, scene.height, STEPS, GUIDANCE)))
     return tasks

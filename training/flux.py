@@ -29,7 +29,8 @@ from actors.flux.rope import Rotation, rotate
 from actors.flux.sampler import resolution_shift
 from actors.flux.text import TextEncoders
 from actors.flux.vae import AutoEncoder
-from training.encoders import LENGTHS, Reader, embed, meaning
+from training.edits import Edit
+from training.encoders import LENGTHS, Facts, Reader, embed, meaning
 from training.pool import CELL, Drawn, Pool
 from training.shapes import COLOURS
 
@@ -43,12 +44,12 @@ CONFIG = FluxConfig(
     depth_single_blocks=4,
     axes_dim=(16, 24, 24),
 )
-EDIT_SHARE = 0.45
+EDIT_SHARE = 0.5
 PEAK_RATE = 1e-3
 TOKENS = 2600  # of pictures, in one worker's batch
 LAYOUT_AFTER = 1  # the single block whose output also has to tell the picture's layout
-LAYOUT_WEIGHT = 1.0
-MEANING_WEIGHT = 0.3
+WEIGHTS = {"velocity": 1.0, "layout": 1.0, "plan": 0.3, "meaning": 0.3}
+THROWN_AWAY = ("layout", "plan", "reader")
 TIED = "encoder.embed_tokens.weight"
 EMA = 0.96  # from one meeting to the next
 MEET = 8  # steps between two visits
@@ -66,9 +67,10 @@ class PlainAttend(Attend):
 
 
 class Learner(nn.Module):
-    """What is trained together. `layout` and `reader` are thrown away afterwards. `layout` names, from the middle of
-    the transformer, the colour of each cell of the finished picture, and so teaches what goes where far sooner than
-    velocities alone do; `reader` keeps the encoders telling what the sentence means."""
+    """What is trained together. `layout`, `plan` and `reader` are thrown away afterwards. `layout` names, from the
+    middle of the transformer, the colour of each cell of the finished picture, and so teaches what goes where far
+    sooner than velocities alone do. `plan`, from the words as the double blocks leave them, tells what the finished
+    picture shows: of an edit that asks to read the reference. `reader` keeps the encoders telling what is said."""
 
     def __init__(self, text: TextEncoders) -> None:
         super().__init__()
@@ -76,14 +78,20 @@ class Learner(nn.Module):
         self.text = text
         self.reader = Reader()
         self.layout = nn.Linear(CONFIG.hidden_size, (16 // CELL) ** 2 * len(COLOURS))
+        self.plan = Facts(CONFIG.hidden_size)
         self.middle: Tensor | None = None
+        self.planned: Tensor | None = None
         start_at_rest(self.flux)
         self.flux.single_blocks[LAYOUT_AFTER].register_forward_hook(self.keep_middle)
+        self.flux.double_blocks[-1].register_forward_hook(self.keep_plan)
         for block in (*self.flux.double_blocks, *self.flux.single_blocks):
             block.attend = PlainAttend()
 
     def keep_middle(self, _block: nn.Module, _given: object, both_BLC: Tensor) -> None:
         self.middle = both_BLC
+
+    def keep_plan(self, _block: nn.Module, _given: object, streams: tuple[Tensor, Tensor]) -> None:
+        self.planned = streams[1]
 
 
 def start_at_rest(flux: Flux) -> None:
@@ -121,12 +129,15 @@ def losses_of(learner: Learner, drawn: list[Drawn], sentences: list[str]) -> dic
         txt_BTD, pooled_BV = embed(learner.text, sentences, random.choice(LENGTHS))
         out = learner.flux(img_BLC, ids, txt_BTD, latents.text_ids(txt_BTD), t_B, pooled_BV, guidance_B)
         assert learner.middle is not None
+        assert learner.planned is not None
         layout = learner.layout(learner.middle[:, txt_BTD.shape[1] :][:, :count])
     wanted_BLK = torch.stack([d.layout_LK for d in drawn]).long()
     facts = [meaning(d.what, sentence) for d, sentence in zip(drawn, sentences, strict=True)]
+    shown = [meaning(d.what.after if isinstance(d.what, Edit) else d.what, "") for d in drawn]
     return {
         "velocity": F.mse_loss(out[:, :count].float(), noise_BLC - clean_BLC),
         "layout": F.cross_entropy(layout.float().unflatten(-1, (-1, len(COLOURS))).flatten(0, 2), wanted_BLK.flatten()),
+        "plan": learner.plan.loss(F.layer_norm(learner.planned.float(), (CONFIG.hidden_size,)), shown),
         "meaning": learner.reader.loss(txt_BTD.float(), pooled_BV.float(), facts)[0],
     }
 
@@ -168,10 +179,11 @@ def optimizers(learner: Learner) -> list[torch.optim.Optimizer]:
     inner = [p for name, p in learner.flux.named_parameters() if "blocks" in name and p.ndim == 2]
     ids = {id(p) for p in inner}
     outer = [p for p in learner.flux.parameters() if id(p) not in ids]
+    heads = [p for name in THROWN_AWAY for p in getattr(learner, name).parameters()]
     found: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
             [
-                {"params": [*outer, *learner.layout.parameters(), *learner.reader.parameters()], "share": 1.0},
+                {"params": [*outer, *heads], "share": 1.0},
                 {"params": list(learner.text.parameters()), "share": 0.5},
             ],
             betas=(0.9, 0.98),
@@ -218,7 +230,7 @@ def worker(
         drawn = pool.batch(with_reference)
         found = losses_of(learner, drawn, [d.sentence(rng) for d in drawn])
         learner.zero_grad()
-        (found["velocity"] + LAYOUT_WEIGHT * found["layout"] + MEANING_WEIGHT * found["meaning"]).backward()
+        sum((weight * found[name] for name, weight in WEIGHTS.items()), torch.tensor(0.0, device=device)).backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         for optimizer in optimizing:
             optimizer.step()
@@ -241,7 +253,7 @@ def worker(
 
 def keep(learner: Learner, meeting: Meeting, out: Path) -> None:
     """The weights as trained, to go on from, and their running mean, to draw with."""
-    learner.middle = None  # a graph cannot be copied
+    learner.middle = learner.planned = None  # a graph cannot be copied
     copied = copy.deepcopy(learner)
     for name, weights in (("flux", meeting.shared), ("mean", meeting.mean)):
         spread(weights.clone(), copied)
@@ -252,7 +264,7 @@ def keep(learner: Learner, meeting: Meeting, out: Path) -> None:
 
 def restore(learner: Learner, path: Path) -> None:
     missing, unexpected = learner.load_state_dict(load_file(path), strict=False)
-    if unexpected or not all(name.startswith(("layout.", "reader.")) or name.endswith(TIED) for name in missing):
+    if unexpected or not all(name.split(".")[0] in THROWN_AWAY or name.endswith(TIED) for name in missing):
         raise ValueError(f"{path} does not fit: missing {missing}, unexpected {unexpected}")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from actors.flux.vae import AutoEncoder
 from training.checker import PALETTE
 from training.edits import Edit, invent_edit
-from training.shapes import CANVAS_WEIGHTS, CANVASES, Pixels, Scene, draw, invent
+from training.shapes import CANVAS_WEIGHTS, Pixels, Scene, draw, invent
 from training.words import seen_sentence
 
 CELL = 4  # pixels a side; a token has 16 cells
@@ -24,10 +24,8 @@ FRESH = 0.12  # the share of batches that are drawn and encoded anew
 TWO_SHAPES = 0.4  # of the scenes
 HARD_SPLITS = (60.0, 20.0, 20.0)
 HARD_SHAPES = (2.0, 3.0, 2.0, 4.0, 3.0, 3.0)  # a star's corners are learnt last
-# The farm's own 2:3 and 3:2 beside the evaluation's, and its rare ones less rarely.
-DRAWN_ON = {canvas: weight**0.6 for canvas, weight in zip(CANVASES, CANVAS_WEIGHTS, strict=True)}
-DRAWN_ON |= {(112, 160): 1.5, (160, 112): 1.5}
-EDIT_WEIGHTS = {"recolour": 3, "background": 2, "shape": 5, "move": 7, "add": 4, "remove": 2}
+DRAWN_ON = {canvas: weight**0.6 for canvas, weight in CANVAS_WEIGHTS.items()}
+EDIT_WEIGHTS = {"recolour": 3, "background": 3, "shape": 4, "move": 6, "add": 4, "remove": 2}
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ class Drawn:
         return self.what.sentence if isinstance(self.what, Edit) else seen_sentence(rng, self.what)
 
 
-def hard(rng: random.Random, canvas: tuple[int, int] | None) -> Scene:
-    return invent(rng, 2 if rng.random() < TWO_SHAPES else 1, canvas, HARD_SPLITS, HARD_SHAPES)
+def hard(rng: random.Random, canvas: tuple[int, int], items: int) -> Scene:
+    return invent(rng, items, canvas, HARD_SPLITS, HARD_SHAPES)
 
 
 def layout(picture: Pixels) -> Tensor:
@@ -75,7 +73,7 @@ class Pool:
 
     def fresh(self, canvas: tuple[int, int], with_reference: bool, count: int) -> list[Drawn]:
         if not with_reference:
-            scenes = [hard(self.rng, canvas) for _ in range(count)]
+            scenes = [hard(self.rng, canvas, 2 if self.rng.random() < TWO_SHAPES else 1) for _ in range(count)]
             return [Drawn(scene, *parts, None) for scene, parts in zip(scenes, self.encode(scenes), strict=True)]
         kinds = self.rng.choices(list(EDIT_WEIGHTS), list(EDIT_WEIGHTS.values()), k=count)
         edits = [invent_edit(self.rng, kind, canvas, scene=hard) for kind in kinds]

@@ -36,22 +36,20 @@ PLACES: dict[str, tuple[int, int]] = {
     "bottom left": (-1, 1),
     "bottom right": (1, 1),
 }
-CANVASES = (
-    (96, 96),
-    (112, 112),
-    (128, 128),
-    (160, 160),
-    (192, 192),
-    (128, 96),
-    (96, 128),
-    (160, 96),
-    (96, 160),
-    (192, 128),
-    (128, 192),
-    (176, 96),
-    (96, 144),
-)
-CANVAS_WEIGHTS = (34, 6, 30, 2, 1, 5, 5, 3, 3, 2, 2, 3.5, 3.5)
+# All but the 128 pixel square are 96 pixels on the short side: so there are two sets of shapes to learn and not six.
+CANVAS_WEIGHTS = {
+    (96, 96): 28.0,
+    (128, 128): 28.0,
+    (128, 96): 8.0,
+    (96, 128): 8.0,
+    (144, 96): 6.0,
+    (96, 144): 6.0,
+    (176, 96): 5.0,
+    (96, 176): 5.0,
+    (192, 96): 3.0,
+    (96, 192): 3.0,
+}
+CANVASES = tuple(CANVAS_WEIGHTS)
 GRID = 8  # pixels: a latent's side
 DETAIL = 4  # supersampling
 
@@ -167,6 +165,10 @@ def opposite(rng: random.Random, place: str) -> str:
     return next(name for name, where in PLACES.items() if where == (across, down))
 
 
+def any_canvas(rng: random.Random) -> tuple[int, int]:
+    return rng.choices(CANVASES, list(CANVAS_WEIGHTS.values()))[0]
+
+
 def invent(
     rng: random.Random,
     items: int | None = None,
@@ -175,7 +177,7 @@ def invent(
     shapes: tuple[float, ...] | None = None,
 ) -> Scene:
     """A scene at random: mostly one shape, mostly a plain ground, which two shapes always have."""
-    canvas = canvas or rng.choices(CANVASES, CANVAS_WEIGHTS)[0]
+    canvas = canvas or any_canvas(rng)
     count = items or (2 if rng.random() < 0.15 else 1)
     split: Split = rng.choices(("plain", "sides", "halves"), splits)[0] if count == 1 else "plain"
     colours = rng.sample(list(COLOURS), 4)

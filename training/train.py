@@ -61,7 +61,7 @@ def pack(out: Path, models: Path) -> None:
     """The running mean of the weights, bfloat16, under the names and in the folders of real checkpoints."""
     learnt = load_file(out / "mean.safetensors")
     parts: dict[str, dict[str, Tensor]] = {"flux.": {}, "text.t5.": {}, "text.clip.": {}}
-    for name, tensor in ((n, t) for n, t in learnt.items() if not n.startswith(("layout.", "reader."))):
+    for name, tensor in ((n, t) for n, t in learnt.items() if n.split(".")[0] not in flux.THROWN_AWAY):
         prefix = next(prefix for prefix in parts if name.startswith(prefix))
         parts[prefix][name.removeprefix(prefix)] = tensor.bfloat16()
     clip = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in parts["text.clip."].items()}
@@ -86,7 +86,7 @@ def pack(out: Path, models: Path) -> None:
 
 
 def unpack(models: Path, out: Path) -> None:
-    """What a finished model holds, to go on from. The layout head, which no model keeps, is learnt anew."""
+    """What a finished model holds, to go on from. What is thrown away in the end is learnt anew."""
     flux_file, vae_file = models / "diffusion_models/tiny-flux.safetensors", models / "vae/ae.safetensors"
     shutil.copytree(models / "tokenizers", out / "tokenizers", dirs_exist_ok=True)
     save_file({name: tensor.float() for name, tensor in load_file(vae_file).items()}, out / "vae.safetensors")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from actors.flux.config import VaeConfig
 from actors.flux.vae import AutoEncoder
-from training.shapes import CANVAS_WEIGHTS, CANVASES, draw, invent
+from training.shapes import CANVASES, any_canvas, draw, invent
 
 CONFIG = VaeConfig(ch=16, ch_mult=(1, 2, 4, 4), num_res_blocks=1, norm_groups=8, scale_factor=1.0, shift_factor=0.0)
 BATCH_PIXELS = 4 * 96 * 96
@@ -34,7 +34,7 @@ def pixels(rng: random.Random, canvas: tuple[int, int], count: int) -> Tensor:
 
 
 def batch(rng: random.Random) -> Tensor:
-    canvas = rng.choices(CANVASES, CANVAS_WEIGHTS)[0]
+    canvas = any_canvas(rng)
     return pixels(rng, canvas, max(2, BATCH_PIXELS // (canvas[0] * canvas[1])))
 
 
