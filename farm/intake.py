@@ -11,9 +11,9 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from sqlalchemy import Engine, literal, select
+from sqlalchemy import Engine, null, select
 
 from farm import licences
 from farm.db import reading
@@ -21,6 +21,7 @@ from farm.errors import BadInput, Conflict, FarmError, TooLarge
 from farm.job_queue import JobQueue, NewJob
 from farm.lines import BadLine, Line, parse_line
 from farm.ports import ModelCard
+from farm.sizes import of_parent, of_ratio
 from farm.tables import BATCH, JOB, UPLOAD
 
 MAX_LINE = 64 * 1024
@@ -62,11 +63,28 @@ class Survey:
     sha256: str = ""  # of what the good lines ask for, defaults filled in: the spelling of the file does not matter
 
 
+class Made(NamedTuple):
+    """What a line makes."""
+
+    n: int
+    width: int
+    height: int
+
+
+class Input(NamedTuple):
+    """An upload or a job that a line edits."""
+
+    key: str | None  # in the store, of an upload
+    width: int
+    height: int
+
+
 @dataclass(slots=True)
 class Seen:
     """Of the good lines so far."""
 
-    ids: dict[str, int] = field(default_factory=dict)  # how many images each makes
+    ids: dict[str, Made] = field(default_factory=dict)
+    made: dict[Made, Made] = field(default_factory=dict)  # one of each kind, or a million ids would hold a million
     shapes: set[tuple[str, int]] = field(default_factory=set)  # shape key and priority
 
 
@@ -154,7 +172,7 @@ def judge(file: BinaryIO, rules: Rules, engine: Engine) -> Iterator[list[Judged]
         if count > rules.max_lines:
             raise TooLarge(f"the batch has more than {rules.max_lines:,} lines", fix="split it into several")
         inputs = _inputs(chunk, rules.project, engine)
-        yield [_linked(line, seen, inputs) if isinstance(line, Line) else line for line in chunk]
+        yield [_linked(line, seen, inputs, rules.catalogue) if isinstance(line, Line) else line for line in chunk]
 
 
 def read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
@@ -182,41 +200,56 @@ def _parsed(file: BinaryIO, rules: Rules, refused: Mapping[str, str]) -> Iterato
             yield parse_line(number, text, rules.catalogue, rules.default_model, refused)
 
 
-def _inputs(chunk: list[Judged], project: str, engine: Engine) -> dict[str | int, str]:
+def _inputs(chunk: list[Judged], project: str, engine: Engine) -> dict[str | int, Input]:
     """The uploads and jobs that are there. Another project's are as unknown as those that never were (law 11)."""
     lines = [line for line in chunk if isinstance(line, Line)]
     uploads = {line.upload for line in lines if line.upload}
     jobs = {line.job for line in lines if line.job}
     if not uploads and not jobs:
         return {}
-    upload = select(UPLOAD.c.id, UPLOAD.c.key).where(UPLOAD.c.project_id == project, UPLOAD.c.id.in_(uploads))
-    job = select(JOB.c.id, literal("")).where(JOB.c.project_id == project, JOB.c.id.in_(jobs))
+    upload = select(*(UPLOAD.c[name] for name in ("id", "key", "width", "height")))
+    upload = upload.where(UPLOAD.c.project_id == project, UPLOAD.c.id.in_(uploads))
+    job = select(JOB.c.id, null(), JOB.c.width, JOB.c.height).where(JOB.c.project_id == project, JOB.c.id.in_(jobs))
     with reading(engine) as connection:
-        return {id_: key for query in (upload, job) for id_, key in connection.execute(query)}
+        return {id_: Input(*about) for query in (upload, job) for id_, *about in connection.execute(query)}
 
 
-def _linked(line: Line, seen: Seen, inputs: Mapping[str | int, str]) -> Judged:
+def _linked(line: Line, seen: Seen, inputs: Mapping[str | int, Input], catalogue: Mapping[str, ModelCard]) -> Judged:
     """Only an earlier line can be edited, so no circle can be written."""
-    ids, shape, problems = seen.ids, (line.spec.shape_key, line.priority), []
+    ids, problems = seen.ids, []
     if line.upload and line.upload not in inputs:
         problems.append(("image", f"no upload {line.upload} in this project: upload the file first"))
     if line.job and line.job not in inputs:
         problems.append(("image", f"no job {line.job} in this project"))
     if line.line and line.line not in ids:
         problems.append(("image", f"no good line before this one has the id {line.line!r}"))
-    elif line.line and ids[line.line] > 1:
-        problems.append(("image", f"the line {line.line!r} makes {ids[line.line]} images: give each a line of its own"))
+    elif line.line and (n := ids[line.line].n) > 1:
+        problems.append(("image", f"the line {line.line!r} makes {n} images: give each a line of its own"))
     if line.id in ids:
         problems.append(("id", f"an earlier line has the id {line.id!r} already"))
+    line = line if line.sized or problems else _sized(line, seen, inputs, catalogue[line.spec.model])
+    shape = line.spec.shape_key, line.priority
     if shape not in seen.shapes and len(seen.shapes) >= MAX_SHAPES:
         kinds = f"{MAX_SHAPES:,} different combinations of model, size, steps, editing and priority"
         problems.append(("line", f"is one more than the {kinds} that a batch may hold: split the batch"))
     if problems:
         return [BadLine(line.number, *problem) for problem in problems]
     if line.id:
-        ids[line.id] = line.n
+        made = Made(line.n, line.spec.width, line.spec.height)
+        ids[line.id] = seen.made.setdefault(made, made)
     seen.shapes.add(shape)
-    return replace(line, picture=inputs[line.upload]) if line.upload else line
+    return replace(line, picture=inputs[line.upload].key) if line.upload else line
+
+
+def _sized(line: Line, seen: Seen, inputs: Mapping[str | int, Input], card: ModelCard) -> Line:
+    """With the size of the picture it edits; of a stranger's, which may be of any size, it keeps the shape."""
+    if line.upload:
+        picture = inputs[line.upload]
+        width, height, _ = of_ratio(picture.width / picture.height, card)
+    else:
+        parent = seen.ids[line.line] if line.line else inputs[line.job or 0]
+        width, height = of_parent(parent.width, parent.height, card)
+    return replace(line, spec=replace(line.spec, width=width, height=height), sized=True)
 
 
 def refusal(found: Survey) -> BadInput | None:

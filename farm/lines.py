@@ -17,7 +17,8 @@ from farm.job import FORMATS, Spec
 from farm.ports import ModelCard
 from farm.sizes import nearest_side, nearest_size, of_ratio
 
-PICTURE_FIELDS = {"prompt", "model", "seed", "width", "height", "aspect_ratio", "steps", "guidance", "image", "format"}
+SIZE_FIELDS = {"width", "height", "aspect_ratio"}
+PICTURE_FIELDS = {"prompt", "model", "seed", "steps", "guidance", "image", "format"} | SIZE_FIELDS
 FIELDS = frozenset(PICTURE_FIELDS | {"n", "id", "priority"})
 MAX_N = 64
 MAX_UNKNOWN = 20  # unknown fields told one by one
@@ -48,6 +49,7 @@ class Line:
     picture: str | None = None  # the store key of its upload, once it is looked up
     job: int | None = None  # the job it edits
     line: str | None = None  # the id of the line it edits
+    sized: bool = True  # False: it says no size, and has that of the picture it edits once it is looked up
 
 
 def parse_line(
@@ -190,7 +192,9 @@ def _line(fields: _Fields, card: ModelCard, catalogue: Mapping[str, ModelCard]) 
     )
     at = fields.integer("priority", 0, -MAX_PRIORITY, MAX_PRIORITY)
     job = int(image["job"]) if image.get("job") else None
-    return Line(fields.number, spec, n, _id(fields), at, image.get("upload"), job=job, line=image.get("line"))
+    sized = not image or any(fields.values.get(name) is not None for name in SIZE_FIELDS)
+    upload, parent = image.get("upload"), image.get("line")
+    return Line(fields.number, spec, n, _id(fields), at, upload, job=job, line=parent, sized=sized)
 
 
 def _prompt(fields: _Fields, card: ModelCard) -> str:

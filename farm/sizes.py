@@ -35,5 +35,13 @@ def of_ratio(ratio: float, card: ModelCard) -> tuple[int, int, bool]:
     return width, height, _away((width, height), ratio) <= TOLERANCE
 
 
+def of_parent(width: int, height: int, card: ModelCard) -> tuple[int, int]:
+    """The size of the picture that an edit starts from, or of those the model draws the nearest to it."""
+    across, down = nearest_size(width, height, card)
+    if (across, down) != (width, height) and card.sizes:
+        across, down, _ = of_ratio(width / height, card)
+    return across, down
+
+
 def _away(size: tuple[int, int], ratio: float) -> float:
     return abs(math.log(size[0] / size[1] / ratio))

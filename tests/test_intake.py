@@ -6,6 +6,7 @@ import io
 import json
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, func, insert, select
 
+from actors import cards
 from farm.db import DatabaseDown, connect
 from farm.errors import BadInput, TooLarge
 from farm.intake import (
@@ -79,6 +81,29 @@ def test_a_line_edits_an_earlier_good_line_only(engine: Engine) -> None:
         ),
     )
     assert [isinstance(line, Line) for line in lines] == [True, True, False, False, False, False, False]
+
+
+def test_an_edit_without_a_size_keeps_that_of_what_it_edits(engine: Engine) -> None:
+    with engine.begin() as connection:
+        upload = {"id": "up_" + "b" * 32, "project_id": "ours", "name": "b.png", "key": "b", "mime": "image/png"}
+        connection.execute(insert(UPLOAD), upload | {"width": 3000, "height": 2000, "bytes": 1, "created_at": 0.0})
+    take_in(engine, batch({"width": 160, "height": 96}))
+    with engine.begin() as connection:
+        job = connection.execute(select(JOB.c.id)).scalar()
+    edits: list[dict[str, Any]] = [
+        {"id": "wide", "aspect_ratio": "16:9"},
+        {"id": "again", "image": "line:wide"},
+        {"image": "line:again", "model": "large"},
+        {"image": f"job:{job}"},
+        {"image": "up_" + "b" * 32},
+        {"image": "up_" + "b" * 32, "height": 64},
+        {"image": "line:wide", "aspect_ratio": "1:1"},
+    ]
+    catalogue = CATALOGUE | {"large": replace(cards.KONTEXT, name="large", licence=cards.APACHE)}
+    (lines,) = judge(batch(*edits), Rules("ours", catalogue, "tiny"), engine)
+    sizes = [(line.spec.width, line.spec.height) for line in lines if isinstance(line, Line)]
+    of_ours = [(176, 96), (176, 96), (432, 240), (160, 96), (160, 112)]
+    assert sizes == [*of_ours, (128, 64), (128, 128)]
 
 
 def test_an_id_is_used_once_and_names_one_image(engine: Engine) -> None:

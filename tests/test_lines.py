@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from actors import cards
 from farm.lines import FIELDS, MAX_SEED, BadLine, Line, parse_line
-from farm.sizes import nearest_size, of_ratio
+from farm.ports import ModelCard
+from farm.sizes import nearest_size, of_parent, of_ratio
 from tests.cards import CATALOGUE, TINY
 
 
@@ -180,6 +181,28 @@ def test_a_ratio_becomes_a_size_the_model_prefers(ratio: str, size: tuple[int, i
 
 def test_a_ratio_far_from_all_preferred_sizes_does_not_fit() -> None:
     assert of_ratio(4.0, cards.TINY) == (192, 96, False)
+
+
+@pytest.mark.parametrize(
+    ("card", "parent", "size"),
+    [
+        (cards.TINY, (112, 160), (112, 160)),  # drawn by it, though none of those it prefers
+        (cards.TINY, (1024, 768), (128, 96)),
+        (cards.TINY, (192, 192), (192, 192)),
+        (cards.KONTEXT, (1344, 768), (1344, 768)),
+        (cards.KONTEXT, (176, 96), (432, 240)),  # a smaller model's: too few pixels
+    ],
+)
+def test_an_edit_has_the_size_of_its_parent_or_the_nearest(
+    card: ModelCard, parent: tuple[int, int], size: tuple[int, int]
+) -> None:
+    assert of_parent(*parent, card) == size
+
+
+def test_only_an_edit_that_names_no_size_has_that_of_its_parent() -> None:
+    assert not good(image="line:a").sized
+    assert all(good(image="line:a", **size).sized for size in ({"height": 64}, {"aspect_ratio": "1:1"}))
+    assert good().sized
 
 
 def test_thousands_of_unknown_fields_are_a_few_problems() -> None:
