@@ -94,15 +94,18 @@ class FarmClient:
         """The signed file as it lies in the store."""
         return self.request("GET", f"/api/jobs/{job_id}/image").content
 
-    def pages(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
-        """Every row of a listing, page by page."""
-        after: Any = None
-        while True:
-            page = self.get(path, after=after, limit=PAGE, **params)
+    def pages(
+        self, path: str, after: int | None = None, most: int | None = None, **params: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Every row of a listing, or the first of them, page by page."""
+        left = most
+        while left is None or left > 0:
+            page = self.get(path, after=after, limit=PAGE if left is None else min(PAGE, left), **params)
             yield from page["items"]
             after = page["next"]
             if after is None:
                 return
+            left = left and left - len(page["items"])
 
 
 def _document(answer: httpx.Response) -> Any:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.commands.output import as_json, columns_of, counted, facts, say, say_bad_lines, table
+from farm.commands.output import as_json, as_json_list, columns_of, counted, facts, say, say_bad_lines, table
+
+if TYPE_CHECKING:
+    from farm.client import FarmClient
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 BatchId = Annotated[int, typer.Argument(metavar="BATCH")]
 Reason = Annotated[str, typer.Option("--reason", help="Kept with the batch.")]
 Limit = Annotated[
-    int, typer.Option("--limit", min=1, max=500, help="At most so many: new batches, or old jobs, first.")
+    int | None,
+    typer.Option(min=1, help="At most so many: new batches, or old jobs, first. Left out: 100; all with --json."),
 ]
+After = Annotated[int | None, typer.Option(metavar="ID", min=1, help="Go on behind this one.")]
 
+FEW = 100  # rows of a table that was not told how many
 MOST_COLUMNS = 6  # of a table within what `farm show` tells
 
 
@@ -57,7 +63,8 @@ def _say_submitted(done: dict[str, Any]) -> None:
 def ls(
     batch: Annotated[int | None, typer.Argument(metavar="[BATCH]", help="A batch: list its jobs.")] = None,
     state: Annotated[str | None, typer.Option(help="Jobs in this state alone.")] = None,
-    limit: Limit = 100,
+    limit: Limit = None,
+    after: After = None,
     json_: Json = False,
 ) -> None:
     """List batches, or jobs."""
@@ -67,17 +74,33 @@ def ls(
     path = "/api/jobs" if jobs else "/api/batches"
     if batch is not None:
         path = f"/api/batches/{batch}/jobs"
+    options = {"state": state} if jobs else {}
     with open_client() as client:
-        options = {"state": state} if jobs else {}
-        rows = client.get(path, limit=limit, **options)["items"]
-    if json_:
-        as_json(rows)
-    elif jobs:
-        table(rows, ["id", "state", "prompt", "model", "seed", "reason"])
+        if json_:
+            as_json_list(client.pages(path, after, limit, **options))
+            return
+        most = limit or FEW
+        found = list(client.pages(path, after, most + 1, **options))
+        rows = found[:most]
+        cut = _cut(client, rows, batch, state) if len(found) > most else None
+    if jobs:
+        named = ["name"] if any(row["name"] for row in rows) else []
+        table(rows, ["id", *named, "state", "prompt", "model", "seed", "reason"])
     else:
         table(rows, ["id", "name", "state", "jobs", "counts", "created_at"])
         for warning in dict.fromkeys(warning for row in rows for warning in row["warnings"]):
             say(f"farm: {warning}")
+    if cut:
+        say(cut)
+
+
+def _cut(client: FarmClient, rows: list[dict[str, Any]], batch: int | None, state: str | None) -> str:
+    """That a table has not all, of how many where the farm counts them, and how to see the others."""
+    told = "there are more"
+    if batch is not None:
+        of = client.batch(batch)
+        told = f"{len(rows):,} of {of['counts'].get(state, 0) if state else of['jobs']:,}"
+    return f"farm: {told}; --limit or --after {rows[-1]['id']} shows more"
 
 
 def show(

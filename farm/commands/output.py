@@ -27,6 +27,15 @@ def as_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
+def as_json_list(rows: Iterable[Any]) -> None:
+    """One JSON document too, written as the rows come: there may be a million."""
+    before = "["
+    for row in rows:
+        print(before, json.dumps(row, ensure_ascii=False), sep="", end="")
+        before = ",\n"
+    print("[]" if before == "[" else "]", flush=True)
+
+
 def clean(text: str) -> str:
     return CONTROLS.sub("", text)
 

@@ -121,7 +121,7 @@ def _indexed(index: Path) -> dict[int, dict[str, Any]]:
 
 
 def _fetch(client: FarmClient, job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    row = {name: job[name] for name in ("id", "prompt", "seed", "state")}
+    row = {name: job[name] for name in ("id", "name", "prompt", "seed", "state")}
     row |= {"file": None, "sha256": None, "verdict": job["verdict"], "reason": job["reason"]}
     if job["state"] == "published":
         name = f"{job['id']}.{EXTENSIONS[job['mime']]}"

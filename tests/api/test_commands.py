@@ -43,6 +43,40 @@ def test_a_file_is_submitted_listed_and_shown(farm: Shell, tmp_path: Path) -> No
     assert farm.json() == []
 
 
+def test_a_listing_that_is_cut_says_so_and_goes_on(farm: Shell, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farm.client.PAGE", 2)
+    monkeypatch.setattr("farm.commands.batches.FEW", 3)
+    batch = world.submit({"n": 5}).json()["id"]
+    for options in ([batch], [batch, "--state", "queued"]):
+        assert farm("ls", *options, "--json") == 0
+        assert [row["id"] for row in farm.json()] == [1, 2, 3, 4, 5]
+        assert farm("ls", *options) == 0
+        assert farm.out.count("a red circle") == 3
+        assert farm.err == "farm: 3 of 5; --limit or --after 3 shows more\n"
+    assert farm("ls", "--state", "queued", "--limit", 4, "--after", 1) == 0
+    assert (farm.out.count("a red circle"), farm.err) == (4, "")
+    assert farm("ls", batch, "--limit", 3, "--json") == 0
+    assert [row["id"] for row in farm.json()] == [1, 2, 3]
+    for seed in range(3):
+        world.submit({"seed": seed})
+    assert farm("ls", "--after", 4, "--limit", 1) == 0
+    assert farm.out.splitlines()[1].startswith("3 ")
+    assert farm.err.endswith("farm: there are more; --limit or --after 3 shows more\n")
+
+
+def test_a_line_s_own_name_is_listed_and_downloaded(farm: Shell, tmp_path: Path) -> None:
+    assert farm("submit", batch_file(tmp_path, {"id": "the-first"}, {"seed": 9})) == 0
+    assert farm("ls", 1) == 0
+    assert farm.out.split()[:3] == ["id", "name", "state"]
+    assert "the-first" in farm.out
+    assert farm("download", 1, tmp_path / "out") == 0
+    index = [json.loads(line) for line in (tmp_path / "out" / "index.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["name"]) for row in index] == [(1, "the-first"), (2, None)]
+    assert farm("submit", batch_file(tmp_path, {"seed": 3})) == 0
+    assert farm("ls", 2) == 0
+    assert "name" not in farm.out
+
+
 def test_bad_lines_are_told_line_by_line_and_end_with_two(farm: Shell, tmp_path: Path, world: World) -> None:
     path = batch_file(tmp_path, {}, {"steps": 0}, {"colour": "red"})
     assert farm("submit", path) == 2
