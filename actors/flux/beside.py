@@ -14,7 +14,14 @@ DIFFUSERS: dict[str, Part] = {
     "text_encoder_2": "t5",
     "text_encoder": "clip",
 }
-OWN_NAMES = ("diffusion_pytorch_model", "model")  # how diffusers begins the names of its files
+COMFYUI = ("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae", "loras")
+OWN_NAMES = ("diffusion_pytorch_model", "model")  # how diffusers and transformers begin the names of their files
+CLASSES: dict[Part, tuple[str, ...]] = {  # how a config.json of theirs names a part
+    "transformer": ("FluxTransformer2DModel",),
+    "vae": ("AutoencoderKL",),
+    "t5": ("t5", "T5EncoderModel", "T5ForConditionalGeneration"),
+    "clip": ("clip", "clip_text_model", "CLIPModel", "CLIPTextModel", "CLIPTextModelWithProjection"),
+}
 TOKENIZERS: dict[Part, tuple[str, ...]] = {
     "t5": ("tokenizer_2", "tokenizers/t5"),
     "clip": ("tokenizer", "tokenizers/clip"),
@@ -46,13 +53,26 @@ def config_near(file: Path, part: Part) -> tuple[Path | None, dict[str, Any]]:
         section = document.get(CONFIG_KEYS[part])
         if isinstance(section, dict):
             return path, section
-        # Anyone's models lie side by side in a ComfyUI folder `vae`: only files of diffusers' own name go with it.
-        if folder == file.parent and folder.name in DIFFUSERS and file.name.startswith(OWN_NAMES):
+        if folder == file.parent and goes_with(document, file, part):
             return path, diffusers_hints(document, part)
     return None, {}
 
 
+def goes_with(document: dict[str, Any], file: Path, part: Part) -> bool:
+    """Whether a config.json is of the weights beside it. Anyone's models lie side by side in a ComfyUI folder, `vae`
+    say: there it is of files of diffusers' own name alone."""
+    own = file.name.startswith(OWN_NAMES)
+    if file.parent.name in DIFFUSERS:
+        return own
+    architectures = document.get("architectures")
+    kinds = [document.get("_class_name"), document.get("model_type")]
+    kinds += architectures if isinstance(architectures, list) else []
+    return any(kind in CLASSES[part] for kind in kinds) and (own or file.parent.name not in COMFYUI)
+
+
 def diffusers_hints(document: dict[str, Any], part: Part) -> dict[str, Any]:
+    if part == "clip" and isinstance(text := document.get("text_config"), dict):  # of a whole CLIP
+        return text
     if part in {"t5", "clip"}:
         return document
     renamed = {RENAMED.get(name, name): value for name, value in document.items()}

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.flux.beside import DIFFUSERS, hints_near, read_json
+from actors.flux.beside import COMFYUI, DIFFUSERS, hints_near, read_json
 from actors.flux.families import IGNORED, split
 from actors.flux.headers import (
     PICKLE_SUFFIXES,
@@ -23,7 +23,6 @@ from actors.flux.quant import is_marker, precision, refuse_foreign, refuse_types
 
 Kind = Literal["file", "folder", "diffusers", "comfyui"]
 SUFFIXES = {".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES}
-COMFYUI = ("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae", "loras")
 MOST_ENTRIES = 100_000  # of a ComfyUI folder: a link may lead anywhere
 
 

@@ -78,8 +78,15 @@ def named(part: Part, tensors: Mapping[str, TensorInfo]) -> dict[str, Named]:
         return renamed(tensors, flux_modules(tensors))
     if part == "vae" and any(name.startswith("encoder.down_blocks.") for name in tensors):
         return renamed(tensors, vae_modules(tensors))
-    prefix = "text_model." if part == "clip" else ""
-    return {name.removeprefix(prefix): whole_tensor(name, info.shape) for name, info in tensors.items()}
+    return {our_name(part, name, tensors): whole_tensor(name, info.shape) for name, info in tensors.items()}
+
+
+def our_name(part: Part, name: str, tensors: Mapping[str, TensorInfo]) -> str:
+    module, _, leaf = name.rpartition(".")
+    if part == "transformer" and leaf == "weight":  # ComfyUI saves the scales of norms as weights
+        ours = f"{module}.{our_leaf(module, leaf)}"
+        return name if ours in tensors else ours
+    return name.removeprefix("text_model.") if part == "clip" else name
 
 
 def whole_tensor(name: str, shape: tuple[int, ...]) -> Named:

@@ -15,7 +15,7 @@ from actors.flux.names import Part, count_blocks
 from actors.flux.shapes import ClipSizes, Shape, Sizes, T5Sizes
 
 AXES = (16, 56, 56)  # of every released FLUX.1; they add up to its head size
-REMEDY = "put a config.json beside the weights"
+REMEDY = "put a config.json beside the weights (the README says what stands in it)"
 COUNTS = {"depth", "depth_single_blocks", "num_layers", "num_hidden_layers", "num_res_blocks"}
 LEVELS = 8
 WORDS = {"hidden_act": ("quick_gelu", "gelu")}

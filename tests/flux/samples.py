@@ -31,6 +31,14 @@ def bfl_folder(folder: Path) -> Path:
     return bfl_file(folder).parent
 
 
+def bfl_file_saved_by_comfyui(folder: Path) -> Path:
+    """Which calls the scales of norms their weights."""
+    kit.write_config(folder)
+    tensors = {name.replace("_norm.scale", "_norm.weight"): tensor for name, tensor in FLUX_WEIGHTS.items()}
+    assert tensors.keys() != FLUX_WEIGHTS.keys()
+    return kit.write(folder / "flux1-dev.safetensors", tensors)
+
+
 def write_tokenizer(folder: Path, size: int) -> None:
     folder.mkdir(parents=True)
     words = {f"w{index}": index for index in range(2, size)} | {"<pad>": 0, "</s>": 1}

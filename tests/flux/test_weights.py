@@ -17,6 +17,7 @@ from tests.flux.samples import (
     VAE_WEIGHTS,
     all_in_one,
     bfl_file,
+    bfl_file_saved_by_comfyui,
     bfl_folder,
     comfyui,
     comfyui_installation,
@@ -26,7 +27,7 @@ from tests.flux.samples import (
     velocity,
 )
 
-CONTAINERS = [bfl_file, bfl_folder, comfyui, comfyui_installation, all_in_one, diffusers]
+CONTAINERS = [bfl_file, bfl_file_saved_by_comfyui, bfl_folder, comfyui, comfyui_installation, all_in_one, diffusers]
 WHOLE = [comfyui, comfyui_installation, all_in_one, diffusers]
 
 

@@ -3,8 +3,10 @@
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 
+from actors.flux.check import check
 from actors.flux.weights import load_flux, load_vae
 
 with warnings.catch_warnings():
@@ -22,16 +24,19 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
+@pytest.mark.parametrize(("name", "shard"), [("transformer", "100KB"), ("mine", "100KB"), ("mine", "1GB")])
 @torch.no_grad()
-def test_a_sharded_transformer_computes_what_diffusers_computes(tmp_path: Path) -> None:
+def test_a_transformer_computes_what_diffusers_computes(tmp_path: Path, name: str, shard: str) -> None:
     theirs = FluxTransformer2DModel(
         in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=24, pooled_projection_dim=12, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
     ).eval()  # fmt: skip
     randomise(theirs)
-    theirs.save_pretrained(tmp_path / "transformer", max_shard_size="100KB")
-    assert len(list((tmp_path / "transformer").glob("*.safetensors"))) > 1
-    ours = load_flux(tmp_path, None, "cpu", torch.float32)
+    folder = tmp_path / name
+    theirs.save_pretrained(folder, max_shard_size=shard)
+    assert (len(list(folder.glob("*.safetensors"))) > 1) is (shard == "100KB")
+    assert check(folder).loads
+    ours = load_flux(folder, None, "cpu", torch.float32)
     generator = torch.Generator().manual_seed(6)
     img, txt, pooled = (torch.randn(shape, generator=generator) for shape in ((1, 6, 16), (1, 4, 24), (1, 12)))
     img_ids = torch.tensor([[0.0, row, column] for row in range(2) for column in range(3)])
@@ -44,16 +49,17 @@ def test_a_sharded_transformer_computes_what_diffusers_computes(tmp_path: Path) 
     assert relative(have, want) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["vae", "mine"])
 @torch.no_grad()
-def test_an_autoencoder_computes_what_diffusers_computes(tmp_path: Path) -> None:
+def test_an_autoencoder_computes_what_diffusers_computes(tmp_path: Path, name: str) -> None:
     theirs = AutoencoderKL(
         block_out_channels=(8, 16, 16), down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=2, latent_channels=16, norm_num_groups=4,
         use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.5, shift_factor=0.25,
     ).eval()  # fmt: skip
     randomise(theirs)
-    theirs.save_pretrained(tmp_path / "vae")
-    ours = load_vae(tmp_path / "vae", None, "cpu", torch.float32)
+    theirs.save_pretrained(tmp_path / name)
+    ours = load_vae(tmp_path / name, None, "cpu", torch.float32)
     assert (ours.config.scale_factor, ours.config.shift_factor) == (0.5, 0.25)
     generator = torch.Generator().manual_seed(6)
     rgb, latent = (torch.randn(shape, generator=generator) for shape in ((1, 3, 24, 16), (1, 16, 6, 4)))

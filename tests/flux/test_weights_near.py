@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from actors import models
 from actors.flux import containers
@@ -12,6 +13,7 @@ from actors.flux.check import check
 from actors.flux.config import FLUX1_DEV
 from actors.flux.containers import find
 from actors.flux.shapes import expected
+from actors.flux.weights import load_vae
 from tests.flux import containers_kit as kit
 from tests.flux.samples import VAE_WEIGHTS, comfyui
 
@@ -50,6 +52,18 @@ def test_a_stray_config_of_another_model_is_not_believed(tmp_path: Path) -> None
     kit.write_config(tmp_path)
     assert find(file).one("vae").hints == json.loads(json.dumps(vars(kit.VAE)))
     assert check(file).loads
+
+
+@pytest.mark.parametrize(("kind", "believed"), [("AutoencoderKL", True), ("AutoencoderKLWan", False), (None, False)])
+def test_a_config_beside_the_weights_is_believed_where_it_names_their_part(
+    tmp_path: Path, kind: str | None, believed: bool
+) -> None:
+    file = kit.write(tmp_path / "mine" / "ae.safetensors", VAE_WEIGHTS)
+    document = {"_class_name": kind, "architectures": "none", "scaling_factor": 0.5, "norm_num_groups": 4}
+    (file.parent / "config.json").write_text(json.dumps(document))
+    assert check(file).loads is believed
+    if believed:
+        assert load_vae(file, None, "cpu", torch.float32).config.scale_factor == 0.5
 
 
 def test_a_config_that_counts_other_channels_than_its_weights_is_a_problem(tmp_path: Path) -> None:
