@@ -130,6 +130,7 @@ def build_api(settings: Settings) -> FastAPI:
     from farm.access import Access
     from farm.api import create_app
     from farm.api.callers import Farm
+    from farm.commands.beforehand import default_model, ready_models
     from farm.db import connect, migrate
     from farm.insights import Insights
     from farm.job_queue import JobQueue
@@ -140,20 +141,11 @@ def build_api(settings: Settings) -> FastAPI:
     queue, access, insights = JobQueue(engine), Access(engine), Insights(engine)
     store = open_store(settings)
     examiner = LimitedVerifier("")  # whether a picture is whole does not depend on who is trusted
-    farm = Farm(settings, queue, access, insights, store, catalogue(), default_model(settings), examiner)
+    default = default_model(settings, ready_models(settings))
+    farm = Farm(settings, queue, access, insights, store, catalogue(), default, examiner)
     api = create_app(farm)
     mount(api, access=access, insights=insights, queue=queue, store=store)
     return api
-
-
-def default_model(settings: Settings) -> str | None:
-    """What a line that names no model means: the only model installed, if there is only one."""
-    from actors.models import models_table
-
-    if not settings.models:
-        return "tiny"
-    ready = [str(row["name"]) for row in models_table(Path(settings.models)) if row["ready"]]
-    return ready[0] if len(ready) == 1 else None
 
 
 def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]]:

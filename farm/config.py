@@ -117,6 +117,10 @@ class Settings(BaseSettings):
     project: str = Field("default", description="project of the first key")
     signer: str = Field("", description="the signer's Unix socket; empty: under home")
     models: str = Field("", description="folder of real weights (ComfyUI layout); empty: the tiny model alone")
+    default_model: str = Field(
+        "",
+        description="what a line means that names no model; empty: the one real model that is ready, or the tiny one",
+    )
     device: Device = Field("auto", min_length=1, description="auto, cpu, cuda or cuda:N")
     offload: Literal["auto", "always", "never"] = Field(
         "auto", description="blocks wait in host memory: auto where the GPU is too small, always or never"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from farm.commands.beforehand import default_model, ready_models
 from farm.commands.output import as_json
 from farm.commands.session import open_store
 from farm.errors import FarmError, Fault, Unavailable
@@ -208,13 +209,12 @@ def _ray(settings: Settings) -> tuple[bool, str, str]:
 
 
 def _models(settings: Settings) -> tuple[bool, str, str]:
-    from actors.models import models_table
-
     if settings.models and not Path(settings.models).is_dir():
         return False, f"FARM_MODELS names no folder {settings.models}", "correct it, or unset it"
-    rows = models_table(Path(settings.models) if settings.models else None)
-    ready = [row["name"] for row in rows if row["ready"]]
-    return bool(ready), f"ready: {', '.join(ready) or 'none'}", "`farm models ls` says which files are missing"
+    ready = ready_models(settings)
+    default = default_model(settings, ready)
+    told = f"a line that names none means {default}" if default else "each line must name one, or FARM_DEFAULT_MODEL"
+    return bool(ready), f"ready: {', '.join(ready) or 'none'}; {told}", "`farm models ls` says which files are missing"
 
 
 def _device(settings: Settings) -> tuple[bool, str, str]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from farm.commands.beforehand import default_model, ready_models
 from farm.commands.doctor import family, port_is_free
 from farm.commands.output import say
 from farm.commands.session import key_path, open_client, open_store
@@ -46,6 +47,7 @@ def prepare(settings: Settings) -> Path:
         raise Conflict(
             f"{settings.host}:{settings.port} is taken", fix="is a farm running already? else choose another FARM_PORT"
         )
+    default_model(settings, ready_models(settings))
     open_store(settings)  # what cannot be opened at all is told here, not in the log of each child
     make_home(settings)
     with alone(settings.home):  # else a second farm would say where its pages are, and then that it cannot run
