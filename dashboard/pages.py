@@ -15,7 +15,7 @@ from starlette.templating import Jinja2Templates
 
 from dashboard import contexts
 from dashboard.auth import COOKIE, local_path, person, same_site
-from farm.access import Access, Deed, KeyView, may, may_see, require
+from farm.access import Access, Deed, KeyView, faults_for, may, may_see, require
 from farm.errors import RETRY_AFTER_S, BadInput, FarmError, Fault, NotFound, Unavailable, nearest
 from farm.insights import Insights
 from farm.job import State
@@ -191,4 +191,4 @@ def _job(the: Pages, who: KeyView, job_id: int) -> dict[str, Any]:
     record = the.insights.job(who.project_id, job_id)
     if record is None:
         raise NotFound(f"no job {job_id} in this project")
-    return record
+    return record | {"faults": faults_for(who, record["faults"])}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -18,8 +18,9 @@ from sqlalchemy import Connection, Engine, insert, select, update
 from farm import audit
 from farm.db import reading, transaction, upsert
 from farm.errors import BadInput, Forbidden, NotFound, nearest
-from farm.job import State
+from farm.job import Cause, State
 from farm.tables import API_KEY, PROJECT, ROLES, UPLOAD
+from farm.waiting import public
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,13 @@ def require(who: KeyView, deed: Deed) -> None:
 def may_see(who: KeyView, state: str) -> bool:
     """The picture of a job in this state."""
     return state == State.PUBLISHED or (state in CASES and may(who, Deed.JUDGE))
+
+
+def faults_for(who: KeyView, faults: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a job has met, as it is told to this person."""
+    if may(who, Deed.OPERATE):
+        return list(faults)
+    return [fault | {"detail": public(Cause(fault["cause"]), fault["detail"])} for fault in faults]
 
 
 COLUMNS = [API_KEY.c[name] for name in KeyView.__dataclass_fields__]

@@ -214,7 +214,7 @@ class Leasing:
         failed = payer is not Payer.ENVIRONMENT and _counts(connection, job, cause, detail, gang or fault.gang, now)
         later = 0.0 if payer is Payer.JOB else now + retry_s
         state = State.FAILED if failed else State.QUEUED
-        reason = waiting.NO_WEIGHTS if cause is Cause.WEIGHTS_MISSING else f"{cause}: {detail}"
+        reason = waiting.NO_WEIGHTS if cause is Cause.WEIGHTS_MISSING else f"{cause}: {waiting.public(cause, detail)}"
         moves.apply(connection, [Move(job, state, reason, 0.0 if failed else later)], now)
         return state
 
@@ -267,7 +267,7 @@ def _given_back(connection: Connection, row: Row[Any], now: float) -> Move:
         _counts(connection, row, Cause.POISON, words, None, now)
         return Move(row, State.FAILED, f"{Cause.POISON}: {words}")
     later = now + suspects.lost_pause_s(suspects.lost_tries(connection, row))
-    return Move(row, State.QUEUED, f"{Cause.LEASE_LOST}: {detail}", later)
+    return Move(row, State.QUEUED, f"{Cause.LEASE_LOST}: {waiting.public(Cause.LEASE_LOST, detail)}", later)
 
 
 def _apart(connection: Connection, rows: Sequence[Row[Any]], flying: Collection[int]) -> list[Row[Any]]:

@@ -53,6 +53,8 @@ class Outages:
         was under way at the first time; else the job that met it is left to wait alone."""
         now = self.clock()
         with self.lock:
+            if fault.cause not in self.doubted:
+                log.info("%s is met by a job: %s", fault.cause, fault.detail)
             first = self.doubted.setdefault(fault.cause, now)
             seen = SEEN_BY.get(fault.cause, fault.cause) in self.failing
         if seen or (now - first >= pause_s and flying_since > first):

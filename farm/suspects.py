@@ -45,7 +45,7 @@ def struck(connection: Connection, job: Row[Any], cause: Cause, detail: str, now
         return ""
     keep(connection, job, cause, detail, None, now)
     over = met + 1 >= STRIKES[cause]
-    return f"{met + 1} times, while others got through: {cause}: {detail}" if over else ""
+    return f"{met + 1} times, while others got through: {cause}" if over else ""
 
 
 def lonely(connection: Connection, jobs: Iterable[int]) -> set[int]:

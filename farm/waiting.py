@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from farm.job import Cause
+from farm.job import CAUSES, Cause, Payer
 from farm.ports import GangState
 
 STALE_S = 15.0  # a process that has not been heard of for so long is away
@@ -25,7 +25,17 @@ WAITS = {
     Cause.STORE_FULL: "room in the store",
     Cause.NO_ROOM: "room for a gang",
     Cause.WEIGHTS_MISSING: "weights",
+    Cause.LICENCE_NOT_ACCEPTED: "an operator to accept its model's licence",
+    Cause.OVERLOADED: "memory, processes or processor time",
+    Cause.TIMESTAMP_DOWN: "the time stamp authority",
+    Cause.LEASE_LOST: "its next turn: whoever had it was not heard of in time",
 }
+
+
+def public(cause: Cause, detail: str) -> str:
+    """What whoever sent the job hears of what it met. Of an outage the kind alone: where things lie and who was silent
+    is for those who run the farm, and would part the jobs that wait for one thing."""
+    return f"waits for {WAITS[cause]}" if CAUSES[cause] is Payer.ENVIRONMENT else detail
 
 
 def missing(components: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from farm.waiting import STALE_S, coming, in_words, lacking, missing, warnings
+from farm.job import CAUSES, Cause, Payer
+from farm.waiting import STALE_S, coming, in_words, lacking, missing, public, warnings
 
 
 def component(state: str = "ready", detail: str = "", age_s: float = 0.0) -> dict[str, Any]:
@@ -71,3 +72,9 @@ def test_a_model_whose_gang_is_on_its_way_says_so_and_one_with_a_ready_gang_says
     assert coming([on_its_way, told("flux1-dev", "ready") | {"pool": "flux1-dev/encode"}]) == {"flux1-dev": words}
     assert coming([told("tiny", "draining", "words of a job")]) == {"tiny": "the gang of tiny is draining"}
     assert coming([told("tiny", "gone", "words of a job")]) == {}
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_every_outage_is_told_without_where_and_a_jobs_own_trouble_as_it_came(cause: Cause) -> None:
+    words = public(cause, "/secret/place")
+    assert words.startswith("waits for ") if CAUSES[cause] is Payer.ENVIRONMENT else words == "/secret/place"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import AfterValidator
 
-from farm.access import CASES, Deed, KeyView, may, may_see
+from farm.access import CASES, Deed, KeyView, faults_for, may, may_see
 from farm.api.callers import Caller, Farm, Runner, TheFarm
 from farm.errors import BadInput, Conflict, Forbidden, NotFound, nearest
 from farm.job import State
@@ -117,7 +117,7 @@ def _own(farm: Farm, who: KeyView, job_id: int) -> dict[str, Any]:
     job = farm.insights.job(who.project_id, job_id)
     if job is None:
         raise NotFound(f"no job {job_id} in this project", fix="`farm ls BATCH` lists them")
-    return job
+    return job | {"faults": faults_for(who, job["faults"])}
 
 
 def _without(row: dict[str, Any], names: set[str]) -> dict[str, Any]:

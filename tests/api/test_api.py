@@ -247,6 +247,23 @@ def test_how_close_a_picture_came_is_for_reviewers_alone(world: World) -> None:
     assert world.get(f"/api/jobs/{held}", "ours/reviewer").json()["verdicts"][0]["margin"] == 0.25
 
 
+def test_where_an_outage_lies_is_for_operators_alone(world: World) -> None:
+    batch = world.submit({"n": 2, "seed": 1}).json()["id"]
+    (lane,) = world.farm.queue.lanes()
+    for number in (1, 2):
+        (lease,) = world.farm.queue.claim(lane.id, "test", 1, 30.0)
+        world.farm.queue.fault(lease, Fault(Cause.SIGNER_FAILED, f"/secret/socket of host-{number} closed"))
+    answer = world.get(f"/api/batches/{batch}")
+    assert [(wait["jobs"], wait["reason"]) for wait in answer.json()["waits"]] == [
+        (2, "signer_failed: waits for a signer that does not fail")
+    ]
+    path = f"/api/jobs/{lease.job_id}"
+    told = "".join(world.get(each, "ours/reviewer").text for each in (path, "/api/jobs"))
+    assert "secret" not in told + answer.text
+    assert world.get(path).json()["faults"][0]["detail"] == "waits for a signer that does not fail"
+    assert world.get(path, "ours/operator").json()["faults"][0]["detail"] == "/secret/socket of host-2 closed"
+
+
 def test_no_route_shows_one_project_to_another(world: World) -> None:
     batch = world.submit({"n": 2, "seed": 1}).json()["id"]
     job = world.finish(Outcome.ALLOW)

@@ -181,12 +181,22 @@ def test_a_bar_is_full_and_its_parts_do_not_overlap(counts: dict[str, int]) -> N
     assert not made or end == pytest.approx(100)
 
 
+def test_where_an_outage_lies_is_shown_to_operators_alone(pages: World) -> None:
+    pages.submit(LINE)
+    queue = pages.farm.queue
+    (lease,) = queue.claim(queue.lanes()[0].id, "test", 1, 30.0)
+    queue.fault(lease, Fault(Cause.SIGNER_FAILED, "/secret/socket"))
+    for who, seen in (("ours/submitter", False), ("ours/operator", True)):
+        text = visit(pages, who).client.get(f"/jobs/{lease.job_id}").text
+        assert ("signer_failed: waits for a signer" in text, "/secret/socket" in text) == (True, seen)
+
+
 def test_what_is_to_be_typed_stands_as_code_and_nothing_else_gets_through(pages: World) -> None:
     batch = visit(pages, "ours/operator").submit(LINE).json()["id"]
     queue = pages.farm.queue
     (lease,) = queue.claim(queue.lanes()[0].id, "test", 1, 30.0)
-    queue.fault(lease, Fault(Cause.STORE_DOWN, "run `df <i>` & <b>look</b>"))
+    queue.fault(lease, Fault(Cause.RENDER_ERROR, "run `df <i>` & <b>look</b>"))
     text = pages.client.get(f"/batches/{batch}").text
-    assert "store_down: run <code>df &lt;i&gt;</code> &amp; &lt;b&gt;look&lt;/b&gt;" in text
+    assert "render_error: run <code>df &lt;i&gt;</code> &amp; &lt;b&gt;look&lt;/b&gt;" in text
     assert "no image is made now: the farm waits for the dispatcher" in text
     assert "no image is made now" in pages.client.get("/").text

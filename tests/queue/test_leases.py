@@ -21,6 +21,7 @@ from farm.job_queue import JobQueue, NewJob
 from farm.leasing import AGEING_S, LANES_SHOWN
 from farm.ports import Lease, Outcome, Stage
 from farm.suspects import LONGEST_LOST_S, STRIKES, lost_pause_s
+from farm.waiting import WAITS
 from tests.queue.conftest import SPEC, START, Desk, finished, frame_of, verdict
 
 
@@ -183,7 +184,7 @@ def test_an_expired_lease_goes_back_and_nobody_pays(desk: Desk) -> None:
         assert desk.queue.expire() == 1
         desk.clock.now += 2 * LONGEST_LOST_S
     assert desk.states(batch) == {"queued": 1}
-    assert "worker-1" in desk.job(lease.job_id)["reason"]
+    assert desk.job(lease.job_id)["reason"] == f"lease_lost: waits for {WAITS[Cause.LEASE_LOST]}"
     assert desk.rows("SELECT payer FROM job_fault") == [{"payer": "environment"}], "nobody got through meanwhile"
 
 
@@ -206,6 +207,7 @@ def test_a_job_of_which_every_dispatcher_dies_has_failed_with_each_death_kept(de
     met = desk.rows("SELECT cause, detail FROM job_fault ORDER BY id")
     assert [row["cause"] for row in met] == ["lease_lost"] * limit + ["poison"]
     assert [row["detail"].split()[0] for row in met[:-1]] == [f"worker-{number}" for number in range(limit)]
+    assert desk.job(killer.job_id)["reason"] == f"poison: {limit} times, while others got through: lease_lost"
     assert desk.kinds(killer.job_id)[-1] == "failed"
     assert desk.queue.retry(batch_id=batch, by="ann") == 1
     claim_of(desk, batch)
@@ -356,7 +358,7 @@ def test_an_outage_delays_and_never_burns_attempts(desk: Desk, cause: Cause) -> 
     for _ in range(10):
         (lease,) = desk.claim()
         assert desk.queue.fault(lease, Fault(cause, "the disk is full"), retry_s=5.0) is State.QUEUED
-        assert desk.job(lease.job_id)["reason"] == f"{cause}: the disk is full"
+        assert desk.job(lease.job_id)["reason"] == f"{cause}: waits for {WAITS[cause]}", "no place, no host: its kind"
         assert desk.claim() == []
         desk.clock.now += 6
     assert desk.claim()[0].attempt == 11
