@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -63,12 +64,28 @@ def routes() -> str:
     return "\n".join(rows)
 
 
+def tiny() -> str:
+    """How the tiny model scored, from the kept result."""
+    scored = json.loads((ROOT / "benchmarks" / "results" / "tiny-eval.json").read_text())["per_cent"]
+    kinds = ("", ", one shape", ", two shapes")
+    names = {"ground and colours": "colours of shape and background", "nothing else": "nothing else drawn"}
+    rows = ["| | all | one shape | two shapes |", "|---|---|---|---|"]
+    for row in ("ground and colours", "shape", "size", "place", "nothing else"):
+        rows.append(" | ".join((f"| {names.get(row, row)}", *(f"{scored[row + kind]}%" for kind in kinds))) + " |")
+    edits = [row.removeprefix("edit made, ") for row in scored if row.startswith("edit made, ")]
+    rows += ["", " | ".join(("| | all edits", *edits)) + " |", "|---" * (len(edits) + 2) + "|"]
+    for row, name in (("edit made", "edit made"), ("rest kept", "what was not named kept")):
+        shares = (scored[row], *(scored[f"{row}, {kind}"] for kind in edits))
+        rows.append(" | ".join((f"| {name}", *(f"{share}%" for share in shares))) + " |")
+    return "\n".join(rows)
+
+
 def _sentence(text: str) -> str:
     return " ".join(text.split("\n\n", maxsplit=1)[0].split()).replace("|", "\\|")
 
 
 PAGES = {
-    README: {"settings": settings, "commands": commands, "routes": routes},
+    README: {"settings": settings, "commands": commands, "routes": routes, "tiny": tiny},
     ROOT / "docs" / "pools.md": {"pools": pools},
 }
 

@@ -10,10 +10,13 @@ from safetensors.torch import load_file
 from actors.flux import latents
 from actors.flux.vae import AutoEncoder
 from training import train, vae
-from training.encoders import build, embed
+from training.edits import KINDS, invent_edit
+from training.encoders import LENGTHS, build, embed
 from training.flux import Learner, Meeting, flat, keep, restore, spread, times
 from training.pool import CELL, layout
-from training.shapes import COLOURS, Scene, draw, put
+from training.shapes import COLOURS, Scene, draw, invent, put
+from training.tokens import T5_LENGTH
+from training.words import seen_sentence
 
 
 def test_a_layout_names_the_colour_of_each_cell_in_the_order_of_the_packed_latents() -> None:
@@ -93,3 +96,11 @@ def test_an_untrained_t5_already_tells_whose_colour_is_whose() -> None:
     red, blue = 1, 5  # "a" and "red" are its first two words
     assert (one[red] - other[blue]).norm() > 0.1 * one[red].norm()
     assert (one[blue] - other[red]).norm() > 0.1 * one[blue].norm()
+
+
+def test_no_sentence_of_the_domain_is_cut_where_training_cuts() -> None:
+    text, rng = build(train.MODELS / "tokenizers"), random.Random(6)
+    sentences = [seen_sentence(rng, invent(rng, 2)) for _ in range(300)]
+    sentences += [invent_edit(rng, kind).sentence for kind in KINDS for _ in range(30)]
+    ids = text.tokens(text.t5_tokenizer, text.t5, sentences, T5_LENGTH)
+    assert not ids[:, min(LENGTHS) :].any()  # nothing but padding

@@ -97,7 +97,7 @@ def add(rng: random.Random, scene: Scene) -> Edit | None:
     colour, size = rng.choice(free_colours(scene)), rng.choice(("small", "small", "medium"))
     place = rng.choice(list(PLACES))
     item = put((scene.width, scene.height), rng.choice(SHAPES), colour, size, place)
-    if len(scene.items) > 1 or crowded(scene, item, None):
+    if crowded(scene, item, None):
         return None
     words = rng.choice(ASK_ADD).format(say_item(rng, item), say_place(rng, place))
     return Edit("add", scene, replace(scene, items=(*scene.items, item)), words, len(scene.items))

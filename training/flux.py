@@ -113,7 +113,8 @@ def times(count: int, image_tokens: int) -> Tensor:
     return torch.where(kind < 0.45, 1 - 0.2 * torch.rand(count), mu * t / (1 + (mu - 1) * t)).clamp(max=1 - 1e-4)
 
 
-def losses_of(learner: Learner, drawn: list[Drawn], sentences: list[str]) -> dict[str, Tensor]:
+def losses_of(learner: Learner, drawn: list[Drawn], sentences: list[str], length: int) -> dict[str, Tensor]:
+    """`length` is that of T5's sequence."""
     clean_BCHW = torch.stack([d.latent_CHW for d in drawn]).float()
     ids, clean_BLC = latents.image_ids(clean_BCHW), latents.pack(clean_BCHW)
     count, device = clean_BLC.shape[1], clean_BLC.device
@@ -126,7 +127,7 @@ def losses_of(learner: Learner, drawn: list[Drawn], sentences: list[str]) -> dic
         img_BLC = torch.cat((img_BLC, latents.pack(reference)), dim=1)
     guidance_B = 1 + 4 * torch.rand(len(drawn), device=device)
     with torch.autocast(device.type, torch.bfloat16):
-        txt_BTD, pooled_BV = embed(learner.text, sentences, random.choice(LENGTHS))
+        txt_BTD, pooled_BV = embed(learner.text, sentences, length)
         out = learner.flux(img_BLC, ids, txt_BTD, latents.text_ids(txt_BTD), t_B, pooled_BV, guidance_B)
         assert learner.middle is not None
         assert learner.planned is not None
@@ -212,9 +213,10 @@ def worker(
     meeting: Meeting,
     tokens: int,
     device: torch.device,
+    seed: int,
 ) -> None:
     torch.set_num_threads(1)
-    rng = random.Random(time.time_ns() + rank)
+    rng = random.Random(seed + rank)
     torch.manual_seed(rng.getrandbits(32))
     learner, pool = Learner(text).to(device), Pool(vae, rng, tokens, device)
     met = meeting.shared.clone()
@@ -228,7 +230,7 @@ def worker(
             group["lr"] = group["share"] * now
         with_reference = rng.random() < EDIT_SHARE
         drawn = pool.batch(with_reference)
-        found = losses_of(learner, drawn, [d.sentence(rng) for d in drawn])
+        found = losses_of(learner, drawn, [d.sentence(rng) for d in drawn], rng.choice(LENGTHS))
         learner.zero_grad()
         sum((weight * found[name] for name, weight in WEIGHTS.items()), torch.tensor(0.0, device=device)).backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
@@ -277,16 +279,17 @@ def train(
     rate: float,
     tokens: int,
     device: torch.device,
+    seed: int,
 ) -> None:
-    """Goes on from the weights in `out` when there are some."""
+    """Goes on from the weights in `out` when there are some. The seed settles what each worker sees, not the outcome:
+    they do not wait for each other."""
+    torch.manual_seed(seed)
     learner = Learner(text)
     if (out / "flux.safetensors").exists():
         restore(learner, out / "flux.safetensors")
     meeting, spawned = Meeting(learner), mp.get_context("spawn")
-    crew = [
-        spawned.Process(target=worker, args=(rank, minutes, out, text, vae, rate, meeting, tokens, device), daemon=True)
-        for rank in range(workers)
-    ]
+    given = (minutes, out, text, vae, rate, meeting, tokens, device, seed)
+    crew = [spawned.Process(target=worker, args=(rank, *given), daemon=True) for rank in range(workers)]
     for process in crew:
         process.start()
     for process in crew:

@@ -1,13 +1,14 @@
-"""Train the tiny FLUX.1 on a CPU: python -m training.train --stage vae|text|flux|pack --minutes N --out DIR
+"""Train the tiny FLUX.1 on a CPU: python -m training.train --stage all --minutes 170 --out DIR
 
-Stages run in that order and each goes on from what DIR holds. `pack` writes the finished model in ComfyUI's layout;
-`unpack` fills DIR with one, to go on from.
+`all` is vae, text, flux and pack, one after the other; each goes on from what DIR holds. `pack` writes the finished
+model in ComfyUI's layout; `unpack` fills DIR with one, to go on from.
 """
 
 import argparse
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -19,11 +20,8 @@ from actors.flux.vae import AutoEncoder
 from actors.flux.weights import load_text as load_encoders
 from training import encoders, flux, tokens, vae
 
+SHARES = {"vae": 0.18, "text": 0.02, "flux": 0.8}  # of the minutes that all of them have
 MODELS = Path(__file__).parent.parent / "actors" / "tiny" / "models"
-
-
-def train_vae(minutes: float, out: Path) -> None:
-    vae.train(minutes, out)
 
 
 def train_text(minutes: float, out: Path) -> None:
@@ -51,10 +49,10 @@ def load_text(out: Path) -> TextEncoders:
     return text
 
 
-def train_flux(options: argparse.Namespace) -> None:
+def train_flux(minutes: float, options: argparse.Namespace) -> None:
     text, autoencoder = load_text(options.out), load_vae(options.out)
-    device = torch.device(options.device)
-    flux.train(options.minutes, options.out, text, autoencoder, options.workers, options.rate, options.tokens, device)
+    device, seed = torch.device(options.device), time.time_ns() if options.seed is None else options.seed
+    flux.train(minutes, options.out, text, autoencoder, options.workers, options.rate, options.tokens, device, seed)
 
 
 def pack(out: Path, models: Path) -> None:
@@ -98,9 +96,22 @@ def unpack(models: Path, out: Path) -> None:
     save_file(learnt, out / "flux.safetensors")
 
 
+def stage(name: str, minutes: float, options: argparse.Namespace) -> None:
+    if name == "unpack":
+        unpack(options.models, options.out)
+    elif name == "vae":
+        vae.train(minutes, options.out)
+    elif name == "text":
+        train_text(minutes, options.out)
+    elif name == "flux":
+        train_flux(minutes, options)
+    else:
+        pack(options.out, options.models)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stage", choices=("unpack", "vae", "text", "flux", "pack"), required=True)
+    parser.add_argument("--stage", choices=("all", "unpack", *SHARES, "pack"), required=True)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", type=Path, default=MODELS, help="where pack writes to and unpack reads")
@@ -108,18 +119,11 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=flux.PEAK_RATE, help="the peak learning rate of the flux stage")
     parser.add_argument("--tokens", type=int, default=flux.TOKENS, help="of pictures, in a worker's batch")
     parser.add_argument("--device", default="cpu", help="of the flux stage; cuda goes with one worker and more tokens")
+    parser.add_argument("--seed", type=int, help="of the flux stage; without one, another each time")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.stage == "unpack":
-        unpack(options.models, options.out)
-    elif options.stage == "vae":
-        train_vae(options.minutes, options.out)
-    elif options.stage == "text":
-        train_text(options.minutes, options.out)
-    elif options.stage == "flux":
-        train_flux(options)
-    else:
-        pack(options.out, options.models)
+    for name in (*SHARES, "pack") if options.stage == "all" else (options.stage,):
+        stage(name, options.minutes * (SHARES.get(name, 1) if options.stage == "all" else 1), options)
 
 
 if __name__ == "__main__":
