@@ -8,12 +8,13 @@ from typing import Any, Self
 
 import httpx
 
-from farm.errors import BadInput, Conflict, FarmError, Forbidden, NotFound, TooLarge, Unauthorized, Unavailable
+from farm.errors import BadInput, Conflict, FarmError, Forbidden, NotFound, TooLarge, TooSlow, Unauthorized, Unavailable
 
 BY_STATUS: dict[int, type[FarmError]] = {
     401: Unauthorized,
     403: Forbidden,
     404: NotFound,
+    408: TooSlow,
     409: Conflict,
     413: TooLarge,
     503: Unavailable,
@@ -76,9 +77,9 @@ class FarmClient:
         return answer
 
     def submit(self, lines: Iterable[bytes], **options: Any) -> dict[str, Any]:
-        """Options: name, priority, skip_bad, again."""
+        """Options: name, priority, skip_bad, again. Who pauses half a minute between two lines is let go."""
         answer: dict[str, Any] = _document(
-            self.request("POST", "/api/batches", params=_given(options), content=iter(lines), timeout=BATCH_TIMEOUT)
+            self.request("POST", "/api/batches", params=_given(options), content=lines, timeout=BATCH_TIMEOUT)
         )
         return answer
 

@@ -6,6 +6,7 @@ FarmError                an error a person reads: what is wrong (detail), where 
 ├── Unauthorized    401
 ├── Forbidden       403
 ├── NotFound        404
+├── TooSlow         408  its sender paused too long
 ├── Conflict        409  right request, wrong moment
 ├── Unavailable     503  something the farm needs is not there; try again
 └── Fault           500  an attempt did not end; carries the cause that decides who pays (farm.job.CAUSES);
@@ -66,6 +67,10 @@ class Forbidden(FarmError):
 
 class NotFound(FarmError):
     status, title = 404, "Not found"
+
+
+class TooSlow(FarmError):
+    status, title = 408, "The request did not come in time"
 
 
 class Conflict(FarmError):

@@ -64,7 +64,7 @@ def parse_line(
     A missing seed is derived from the line's number and prompt, so that the same file asks for the same images.
     """
     try:
-        values = _decode(text)
+        values = decode(text)
     except ValueError as error:
         return [BadLine(number, "line", str(error))]
     fields = _Fields(number, values)
@@ -129,7 +129,8 @@ class _Fields:
         return None
 
 
-def _decode(text: bytes) -> dict[str, Any]:
+def decode(text: bytes) -> dict[str, Any]:
+    """The fields of a line, or a ValueError that says what keeps it from being one."""
     try:
         values = json.loads(text.decode(), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except UnicodeDecodeError as error:

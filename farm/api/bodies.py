@@ -1,4 +1,4 @@
-"""Request bodies, taken in as they arrive and never held whole beyond their limit."""
+"""Request bodies, taken in as they arrive, onto the disk beyond their first MiB."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anyio.to_thread import run_sync
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from farm.errors import BadInput, TooLarge, Unavailable
+from farm.errors import BadInput, TooLarge, TooSlow, Unavailable
 
 IN_MEMORY = 1 << 20  # a larger body goes to the disk while it comes
 IDLE_S = 30.0  # a sender that says nothing for so long is let go
@@ -27,17 +27,14 @@ async def chunks(request: Request, limit: int, what: str) -> AsyncIterator[bytes
         except ClientDisconnect as error:
             raise BadInput(f"the sender left before the end of {what}", fix="send it again") from error
         except TimeoutError as error:
-            raise BadInput(f"nothing more of {what} came for {IDLE_S:g} s", fix="send it again") from error
+            fix = "have all of it ready, in a file say, and send it again without a pause"
+            raise TooSlow(f"nothing more of {what} came for {IDLE_S:g} s", fix=fix) from error
         if chunk is None:
             return
         size += len(chunk)
         if size > limit:
             raise TooLarge(f"{what} is larger than {limit / 2**20:.3g} MiB", fix="send less at a time")
         yield chunk
-
-
-async def whole(request: Request, limit: int, what: str) -> bytes:
-    return b"".join([chunk async for chunk in chunks(request, limit, what)])
 
 
 async def spool(request: Request, file: BinaryIO, limit: int, what: str) -> None:

@@ -19,6 +19,11 @@ FIXES = {
     404: "see /openapi.json for the routes",
     405: "see /openapi.json for what this route takes",
 }
+HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close"},  # what comes later is the rest of a body that nobody reads
+    503: {"Retry-After": str(RETRY_AFTER_S)},
+}
 log = logging.getLogger("farm.api")
 
 
@@ -45,9 +50,8 @@ class NoNul:
 def response(error: FarmError) -> JSONResponse:
     """Whoever meets an outage is told to come again."""
     document = error.public()
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_AFTER_S)}}
     status = int(document["status"])
-    return JSONResponse(document, status, headers=headers.get(status), media_type=MEDIA_TYPE)
+    return JSONResponse(document, status, headers=HEADERS.get(status), media_type=MEDIA_TYPE)
 
 
 async def _farm_error(request: Request, error: Any) -> JSONResponse:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, BinaryIO
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 
 from farm import pictures
-from farm.api.bodies import whole
+from farm.api.bodies import room_for, spool
 from farm.api.callers import Farm, Runner, TheFarm
 from farm.errors import BadInput
 
@@ -23,14 +23,17 @@ async def create_upload(request: Request, farm: TheFarm, who: Runner, name: str 
 
     The answer's `id` is what a line's `image` names.
     """
-    data = await whole(request, farm.settings.max_upload_mb << 20, "the picture")
+    openers: CapacityLimiter = request.app.state.openers
+    with room_for("the picture") as body:
+        await spool(request, body, farm.settings.max_upload_mb << 20, "the picture")
+        return await run_sync(_keep, farm, who.project_id, name[:200], body, limiter=openers)
+
+
+def _keep(farm: Farm, project: str, name: str, body: BinaryIO) -> dict[str, Any]:
+    body.seek(0)
+    data = body.read()  # into memory only here, where few are opened at a time
     if not data:
         raise BadInput("the body is empty", fix="send the picture's bytes as the body")
-    openers: CapacityLimiter = request.app.state.openers
-    return await run_sync(_keep, farm, who.project_id, name[:200], data, limiter=openers)
-
-
-def _keep(farm: Farm, project: str, name: str, data: bytes) -> dict[str, Any]:
     picture = pictures.inspect(data, farm.settings.max_pixels_in)
     if farm.examiner is not None:  # here, not only where the signer would refuse what was drawn from it
         farm.examiner.examine(data, picture.mime)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from farm.commands.output import progress
 from farm.errors import BadInput
+from farm.lines import decode
 
 if TYPE_CHECKING:
     from farm.client import FarmClient
 
-REFERENCES = ("up_", "job:", "line:")
+REFERENCE = re.compile(r"up_[0-9a-f]{32}\Z|job:|line:")  # anything else is a path
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 
@@ -33,10 +36,14 @@ def submit(client: FarmClient, file: str, **options: Any) -> dict[str, Any]:
 
 
 def _send(client: FarmClient, lines: Iterable[bytes], folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """A picture that cannot be uploaded is its line's fault, told with all that the farm finds."""
+    """All is read and uploaded before the lines are sent, because a farm waits for nobody who pauses meanwhile. A
+    picture that cannot be uploaded is its line's fault, told with all that the farm finds."""
     without: dict[int, str] = {}
     try:
-        done = client.submit(with_uploads(lines, folder, client, without), **options)
+        with tempfile.TemporaryFile() as batch:
+            batch.writelines(with_uploads(lines, folder, client, without))
+            batch.seek(0)
+            done = client.submit(batch, **options)
     except BadInput as error:
         if "bad_lines" not in error.more:
             raise
@@ -76,11 +83,11 @@ def _with_path(line: bytes) -> dict[str, Any] | None:
     if b'"image"' not in line:
         return None
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
+        values = decode(line)
+    except ValueError:
         return None
-    image = values.get("image") if isinstance(values, dict) else None
-    return values if isinstance(image, str) and image and not image.startswith(REFERENCES) else None
+    image = values.get("image")
+    return values if isinstance(image, str) and image and not REFERENCE.match(image) else None
 
 
 def _upload(client: FarmClient, path: Path) -> str | BadInput:

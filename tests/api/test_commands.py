@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from farm.api import bodies
 from farm.commands import session
 from farm.errors import Fault
 from farm.job import Cause
@@ -97,6 +101,39 @@ def test_pictures_named_by_path_are_uploaded_once(farm: Shell, tmp_path: Path, w
     (tmp_path / "b.png").write_bytes(b"no picture")
     assert farm("submit", batch_file(tmp_path, {"image": "b.png"})) == 2
     assert "not a PNG" in farm.err
+
+
+def test_a_path_hides_nothing_that_is_wrong_with_its_line(farm: Shell, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    path = tmp_path / "doubled.jsonl"
+    path.write_text(
+        '{"prompt": "a", "image": "a.png", "prompt": "b"}\n{"prompt": "a", "image": "a.png", "steps": NaN}\n'
+    )
+    assert farm("submit", path) == 2
+    assert 'line 1: line: the field "prompt" stands there twice' in farm.err
+    assert "line 2: line: not JSON: NaN is not a number" in farm.err
+
+
+def test_a_picture_may_be_called_like_an_upload(farm: Shell, tmp_path: Path, world: World) -> None:
+    (tmp_path / "up_photo.png").write_bytes(picture())
+    assert farm("submit", batch_file(tmp_path, {"image": "up_photo.png"})) == 0
+    upload = world.get("/api/jobs/1").json()["upload_id"]
+    assert farm("submit", batch_file(tmp_path, {"image": upload, "seed": 3})) == 0
+    assert world.get("/api/jobs/2").json()["upload_id"] == upload
+
+
+def test_a_slow_source_of_lines_is_read_before_they_are_sent(
+    farm: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly() -> Iterator[bytes]:
+        yield jsonl({})
+        time.sleep(0.6)
+        yield jsonl({"seed": 2})
+
+    monkeypatch.setattr(bodies, "IDLE_S", 0.2)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=slowly()))
+    assert farm("submit", "-") == 0
+    assert farm.out == "batch 1: 2 jobs\n"
 
 
 def test_a_picture_that_is_not_there_is_one_bad_line_among_the_others(

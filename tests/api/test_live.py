@@ -9,8 +9,10 @@ import time
 from typing import Any
 
 import httpx
+import pytest
 
 from farm import events
+from farm.api import bodies
 from tests.api.conftest import World, jsonl
 
 
@@ -70,6 +72,21 @@ def test_a_revoked_key_ends_the_stream_it_opened(world: World, address: str) -> 
         assert "following" in next(text)
         world.farm.access.revoke_key("ours", who.id, "test")
         assert "".join(text).strip() == ""
+
+
+@pytest.mark.parametrize("path", ["/api/batches", "/api/uploads"])
+def test_a_sender_that_pauses_for_long_is_told_so_and_let_go(
+    world: World, address: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "IDLE_S", 0.2)
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {world.keys['ours/submitter']}\r\n"
+    with socket.create_connection((host, int(port)), timeout=10) as wire:
+        wire.sendall(f"{head}Content-Length: 100\r\n\r\n".encode() + jsonl({}))
+        answer = b"".join(iter(lambda: wire.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"send it again without a pause" in answer
+    assert world.get("/api/batches").json()["items"] == []
 
 
 def test_a_sender_that_leaves_half_way_leaves_nothing(world: World, address: str) -> None:
