@@ -81,10 +81,7 @@ class Control:
         connection.execute(update(BATCH).where(BATCH.c.id == batch_id).values(updated_at=now))
         query = select(*moves.LOCKED).where(JOB.c.batch_id == batch_id, JOB.c.state.in_(STOPPABLE))
         rows = connection.execute(query.order_by(JOB.c.id).limit(CHUNK).with_for_update()).all()
-        chosen = {row.id for row in rows}
-        # A child whose parent is in the same chunk follows it by itself.
-        first = [row for row in rows if row.state != State.WAITING or row.parent_job_id not in chosen]
-        moves.apply(connection, [Move(row, State.CANCELLED, reason) for row in first], now)
+        moves.apply(connection, [Move(row, State.CANCELLED, reason) for row in rows], now, but=batch_id)
         return len(rows)
 
     @transaction

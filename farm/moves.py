@@ -122,13 +122,14 @@ _GROUP = (
 MOVE_ALL = _statement(lambda name: _GROUP.c[name])
 
 
-def apply(connection: Connection, moves: Sequence[Move], now: float) -> None:
-    """Make the moves, and those of the children and their children that follow from them."""
+def apply(connection: Connection, moves: Sequence[Move], now: float, but: int | None = None) -> None:
+    """Make the moves, and those of the children and their children that follow from them; `but` is a batch all of whose
+    jobs the caller moves itself."""
     while moves:
         _write(connection, moves, now)
         reopen(connection, {move.job.lane_id for move in moves if move.state is State.QUEUED})
         _tell_children(connection, moves)
-        moves = [*_children(connection, moves), *_revived(connection, moves)]
+        moves = [*_children(connection, moves, but), *_revived(connection, moves)]
 
 
 def _write(connection: Connection, moves: Sequence[Move], now: float) -> None:
@@ -169,7 +170,7 @@ def _event(move: Move, now: float) -> dict[str, Any]:
     )
 
 
-def _children(connection: Connection, moves: Sequence[Move]) -> list[Move]:
+def _children(connection: Connection, moves: Sequence[Move], but: int | None) -> list[Move]:
     """Released, cancelled, or called back, even while they are drawn, because their parent was withdrawn."""
     parents = {
         move.job.id: move.state
@@ -179,6 +180,7 @@ def _children(connection: Connection, moves: Sequence[Move]) -> list[Move]:
     following: list[Move] = []
     for some in chunks(sorted(parents)):
         unfinished = select(*LOCKED).where(JOB.c.parent_job_id.in_(some), JOB.c.state.in_(UNFINISHED))
+        unfinished = unfinished if but is None else unfinished.where(JOB.c.batch_id != but)
         for child in connection.execute(unfinished.order_by(JOB.c.id).with_for_update()):
             state, reason = child_of(child.parent_job_id, parents[child.parent_job_id])
             if may_move(State(child.state), state) and (child.state, state) != (State.LEASED, State.QUEUED):

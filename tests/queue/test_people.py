@@ -44,6 +44,20 @@ def test_cancelling_a_batch_ends_what_has_not_ended(desk: Desk) -> None:
     assert [deed for deed in deeds(desk) if deed[1] == "cancel"] == [("ann", "cancel", f"batch {batch}")]
 
 
+def test_a_chain_longer_than_one_chunk_is_cancelled_whole_and_counted(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "CHUNK", 5)
+    batch = chain(desk, 12)
+    last = desk.rows("SELECT id FROM job WHERE name = 'l12'")[0]["id"]
+    elsewhere = desk.submit(NewJob(line=1, spec=SPEC, parent_job_id=last))
+    assert desk.queue.cancel_batch(batch, "ann") == 12
+    assert desk.states(batch) == {"cancelled": 12}
+    assert desk.states(elsewhere) == {"cancelled": 1}
+    reasons = desk.rows("SELECT DISTINCT reason FROM job WHERE batch_id = :id", id=batch)
+    assert [row["reason"] for row in reasons] == ["the batch was cancelled by ann"]
+
+
 def test_cancelling_goes_on_where_a_process_died(desk: Desk) -> None:
     batch = desk.submit(NewJob(line=1, spec=SPEC, name="a"), NewJob(line=2, spec=SPEC, parent_name="a"), count=600)
     desk.queue._stop_batch(batch, "ann", "enough")
