@@ -57,7 +57,7 @@ KONTEXT = replace(
     edits=True,
     steps=30,
     guidance=2.5,
-    files=("diffusion_models/flux1-dev-kontext.safetensors", *DEV.files[1:]),
+    files=("diffusion_models/flux1-kontext-dev.safetensors", *DEV.files[1:]),
 )
 SCHNELL = replace(
     DEV,
@@ -124,3 +124,4 @@ KLEIN_4B = replace(
 )
 CARDS = (TINY, SCHNELL, DEV, KONTEXT, FLUX_2, KLEIN_9B, KLEIN_4B)
 TEXT_TOKENS = {"tiny": 40, "flux1-schnell": 256}  # of T5; 512 for the others
+COMFYUIS_NAMES = {KONTEXT.name: "flux1-dev-kontext"}  # beside the makers' own, which the cards have

@@ -5,18 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.cards import CARDS, TINY
+from actors.cards import CARDS, COMFYUIS_NAMES, TINY
 from actors.flux.beside import small_files
-from actors.flux.check import (
-    NO_TOKENIZER,
-    Report,
-    check,
-    fitting,
-    objection,
-    report_part,
-    title,
-    tokenizer_objection,
-)
+from actors.flux.check import NO_TOKENIZER, Report, check, title, tokenizer_objection
+from actors.flux.choice import called_as_usual, fitting, objection, preference, report_part
 from actors.flux.containers import Found, TensorSet, find, is_diffusers
 from actors.flux.headers import WeightsError
 from actors.flux.names import PARTS, Part
@@ -70,19 +62,21 @@ def places(folder: Path) -> Iterator[Found]:
         yield from (find(path) for path in sorted(folder.iterdir()) if path.is_dir() and is_diffusers(path))
 
 
+def usual_names(card: ModelCard) -> list[str]:
+    """How the file of its transformer begins: its maker's name for it, or ComfyUI's."""
+    return [Path(card.files[0]).stem, *([COMFYUIS_NAMES[card.name]] if card.name in COMFYUIS_NAMES else [])]
+
+
 def transformers_of(card: ModelCard, found: Found) -> list[TensorSet]:
-    """Those of this model that load: of several those with its usual name, that very name first, then by precision."""
+    """Those of this model that load, the preferred one first."""
     sets = [each for each in of_model(card, found) if report_part(each).loads]
-    usual = Path(card.files[0]).stem
-    if len(sets) > 1:
-        sets = [each for each in sets if each.files[0].stem.startswith(usual)] or sets
-    return sorted(sets, key=lambda each: (each.files[0].stem != usual, "fp8" in each.precision, each.files[0].name))
+    return sorted(sets, key=lambda each: preference(each, usual_names(card)))
 
 
 def transformer_of(card: ModelCard, found: Found) -> TensorSet | None:
     """None of several that only their names tell apart, where no name says which is meant."""
     sets = transformers_of(card, found)
-    unclear = len(sets) > 1 and not sets[0].files[0].stem.startswith(Path(card.files[0]).stem)
+    unclear = len(sets) > 1 and not called_as_usual(sets[0], usual_names(card))
     return sets[0] if sets and not unclear else None
 
 
@@ -159,6 +153,7 @@ def models_table(folder: Path | None) -> list[dict[str, Any]]:
 
 def row(card: ModelCard, folder: Path | None) -> dict[str, Any]:
     present = files_present(card, folder)
+    ready = card.rendered and all(present.values())
     return {
         "name": card.name,
         "title": card.title,
@@ -170,8 +165,10 @@ def row(card: ModelCard, folder: Path | None) -> dict[str, Any]:
         "edits": card.edits,
         "rendered": card.rendered,
         "needs": list(card.files),
-        "ready": card.rendered and all(present.values()),
+        "ready": ready,
+        "taken": {part: list(map(str, each.files)) for part, each in parts_there(card, folder).items()},
         "missing": [what for what, there in present.items() if not there] if card.rendered else [],
+        "lacks": lacking(card, folder) if card.rendered and not ready else "",
     }
 
 

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actors.flux.check import PartReport, report_part, room_of
+from actors.flux.check import room_of
+from actors.flux.choice import PartReport, report_part
 from actors.flux.names import Part
 from actors.flux.quant import fp8_of
 from actors.models import folder_of, locate, parts_there

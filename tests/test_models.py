@@ -18,13 +18,14 @@ from PIL import Image
 from actors import loading, models
 from actors.cards import CARDS, DEV, KLEIN_4B, KONTEXT, SCHNELL, TINY
 from actors.flux.check import check
-from actors.flux.checkpoint import Checkpoint
+from actors.flux.checkpoint import Checkpoint, stored_part
 from actors.flux.config import FLUX1_DEV, FLUX1_VAE
 from actors.flux.denoise import Denoiser
 from actors.flux.offload import Setting
 from actors.flux.quant import Fp8
 from actors.flux.render import KONTEXT_SIZES, Renderer, RenderJob
 from actors.flux.shapes import ClipSizes, T5Sizes, expected
+from actors.flux.weights import load_vae
 from actors.messages import Post
 from actors.shard import load_shard
 from actors.stages import Stage
@@ -126,6 +127,62 @@ def test_of_several_transformers_the_one_with_the_usual_name_is_taken(tmp_path: 
     write_dev(tmp_path, "flux1-dev-acorn")
     write_dev(tmp_path, "flux1-dev")
     assert transformer(tmp_path) == "flux1-dev.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "taken"),
+    [
+        ("flux1-kontext-dev", ["flux1-dev-kontext_fp8_scaled"], "flux1-kontext-dev"),
+        ("flux1-kontext-dev", ["flux1-kontext-dev-fp8-e4m3fn"], "flux1-kontext-dev"),
+        ("flux1-dev-kontext", ["my-kontext", "a-kontext"], "flux1-dev-kontext"),
+        ("a-kontext", ["flux1-kontext-dev-fp8-e4m3fn"], "flux1-kontext-dev-fp8-e4m3fn"),
+    ],
+)
+def test_kontext_has_its_makers_name_and_comfyuis(tmp_path: Path, first: str, others: list[str], taken: str) -> None:
+    real_comfyui(tmp_path, f"{first}.safetensors")
+    for name in others:
+        dtype = "F8_E4M3" if "fp8" in name else "BF16"
+        kit.write_sparse(tmp_path / "diffusion_models" / f"{name}.safetensors", expected(FLUX1_DEV), dtype)
+    assert models.locate(KONTEXT, tmp_path).transformer.files[0].stem == taken
+
+
+def test_of_parts_that_only_their_names_tell_apart_the_usual_ones_are_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stable Diffusion 3's autoencoder has the very shapes of FLUX.1's, and other colours."""
+    from farm.cli import _run
+
+    folder = real_comfyui(tmp_path / "models")
+    clip = {f"text_model.{name}": shape for name, shape in expected(ClipSizes()).items()}
+    kit.write_sparse(folder / "vae" / "SD3_vae.safetensors", expected(FLUX1_VAE), "F32")
+    kit.write_sparse(folder / "text_encoders" / "ViT-L-14-TEXT-detail.safetensors", clip, "F16")
+    kit.write_sparse(folder / "text_encoders" / "t5_other.safetensors", expected(T5Sizes()), "F16")
+    names = ["flux1-dev", "ae", "t5xxl_fp16", "clip_l"]
+    assert weights_of(DEV, folder) == {f"{name}.safetensors" for name in names}
+    assert stored_part(folder, "vae").files[0].stem == "ae"
+    assert [Path(*files).stem for files in check(folder).taken.values()] == names
+    said = (
+        "diffusion_models/flux1-dev.safetensors, vae/ae.safetensors, "
+        "text_encoders/t5xxl_fp16.safetensors, text_encoders/clip_l.safetensors"
+    )
+    assert _run(["models", "check", str(folder)]) == 0
+    assert f"of these it would draw with {said}\n" in capsys.readouterr().out
+    monkeypatch.setenv("FARM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FARM_MODELS", str(folder))
+    assert _run(["models", "ls"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert f"flux1-dev draws with {said}" in listed
+    assert any(line.startswith("flux1-schnell lacks transformer: ") for line in listed)
+    assert any("it needs diffusion_models/flux1-kontext-dev.safetensors, vae/ae" in line for line in listed)
+    (folder / "vae" / "ae.safetensors").rename(folder / "vae" / "Flux_VAE.safetensors")
+    assert stored_part(folder, "vae").files[0].stem == "Flux_VAE"
+
+
+def test_what_is_loaded_of_a_folder_is_what_its_check_takes(tmp_path: Path) -> None:
+    comfyui(tmp_path)
+    kit.write(tmp_path / "vae" / "aa_sdxl.safetensors", kit.random_tensors(replace(kit.VAE, z_channels=4)))
+    assert check(tmp_path).taken["vae"] == (str(tmp_path / "vae" / "ae.safetensors"),)
+    assert load_vae(tmp_path, None, "cpu", torch.float32).config == kit.VAE
 
 
 def write_clip_g(folder: Path) -> None:
@@ -290,7 +347,8 @@ def test_a_checked_folder_is_told_in_words_that_a_person_reads(capsys: pytest.Ca
     assert _run(["models", "check", str(tiny)]) == 0
     said = capsys.readouterr().out
     assert "FLUX.1 of 2 + 4 blocks" in said
-    assert "memory needed per GPU, 38.3 MB of it to work in, by precision and number of GPUs:" in said
+    assert "memory needed per GPU for diffusion_models/tiny-flux.safetensors, vae/ae.safetensors, " in said
+    assert "clip_l.safetensors, 38.3 MB of it to work in, by precision and number of GPUs:\n" in said
     assert re.search(
         r"\nprecision +1 GPU +2 GPUs +4 GPUs +8 GPUs +blocks streamed\nauto +52.1 MB .*\n.*\nfp8 +47.0 MB", said
     )

@@ -1,49 +1,23 @@
 """What a file or a folder holds and whether it would load, from headers alone: no torch, no tensor read."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from actors.flux.beside import highest_token, read_json, tokenizer_near
-from actors.flux.config import FluxConfig, VaeConfig
+from actors.flux.choice import PartReport, fullest, objection, report_part
+from actors.flux.config import FluxConfig
 from actors.flux.containers import Kind, TensorSet, absent_parts, find
 from actors.flux.headers import NotRendered, WeightsError
-from actors.flux.memory import held_bytes, room_bytes, streaming_bytes
+from actors.flux.memory import room_bytes, streaming_bytes
 from actors.flux.names import Part
-from actors.flux.quant import Fp8, fp8_of, kept_in_fp8
-from actors.flux.shapes import ClipSizes, Sizes, T5Sizes, expected
-from actors.flux.sizes import Differences, deduce, differences
+from actors.flux.quant import Fp8, fp8_of
+from actors.flux.shapes import ClipSizes, T5Sizes
 
 NO_TOKENIZER = "no tokenizer near it"
 GPUS = (1, 2, 4, 8)
 WIDE = "bfloat16"
 PRECISIONS = ("auto", "bfloat16", "fp8")  # of a pool on GPUs, where the first computes in bfloat16
-
-
-@dataclass(frozen=True)
-class PartReport:
-    part: Part
-    files: tuple[str, ...]
-    precision: str
-    nbytes: int  # as stored
-    parameters: int
-    sizes: Sizes | None
-    differences: Differences
-    problem: str = ""  # why no sizes follow, if none do
-    fp8: frozenset[str] = frozenset()  # the weights of linears that are stored so
-
-    @property
-    def loads(self) -> bool:
-        return self.sizes is not None and self.differences.none
-
-    def keeps(self, fp8: Fp8) -> frozenset[str]:
-        """The weights that stay in fp8 on the device."""
-        return kept_in_fp8(fp8, self.fp8, expected(self.sizes)) if self.sizes else frozenset()
-
-    def held(self, ranks: int, precision: str, fp8: Fp8) -> dict[str, int]:
-        """The bytes of each tensor that one of so many ranks keeps."""
-        return held_bytes(self.sizes, ranks, precision, self.keeps(fp8)) if self.sizes else {}
 
 
 @dataclass(frozen=True)
@@ -53,6 +27,7 @@ class Report:
     model: str
     precision: str  # of the transformer, or of the only part
     parts: tuple[PartReport, ...]
+    taken: Mapping[Part, tuple[str, ...]]  # the files of each part that what is there is drawn with
     absent: tuple[str, ...]  # parts and tokenizers that rendering needs as well
     known: tuple[str, ...]  # recognised, not rendered yet
     problems: tuple[str, ...]
@@ -91,6 +66,7 @@ def check(path: Path) -> Report:
         model=" and ".join(dict.fromkeys(title(part) for part in main)) or "unknown",
         precision=" and ".join(dict.fromkeys(part.precision for part in main)),
         parts=parts,
+        taken={part: each.files for part, each in one_each.items()},
         absent=tuple(absent),
         known=found.known,
         problems=(*found.refused, *(f"{part.files[0]}: {why}" for part, why in objections if why), *unread),
@@ -108,62 +84,7 @@ def check(path: Path) -> Report:
 
 
 def empty(path: Path, known: tuple[str, ...] = (), problems: tuple[str, ...] = ()) -> Report:
-    return Report(str(path), "file", "unknown", "", (), (), known, problems, 0, {}, {}, 0, loads=False)
-
-
-def report_part(stored: TensorSet) -> PartReport:
-    shapes = {name: tensor.shape for name, tensor in stored.named.items()}
-    try:
-        sizes: Sizes | None = deduce(stored.part, shapes, stored.hints)
-        problem = ""
-    except WeightsError as error:
-        sizes, problem = None, str(error)
-    return PartReport(
-        part=stored.part,
-        files=tuple(str(file) for file in stored.files),
-        precision=stored.precision,
-        nbytes=stored.nbytes,
-        parameters=sum(prod(shape) for shape in shapes.values()),
-        sizes=sizes,
-        differences=differences(shapes, expected(sizes)) if sizes else Differences(),
-        problem=problem,
-        fp8=stored.fp8,
-    )
-
-
-def objection(part: PartReport, transformer: PartReport | None) -> str:
-    """Why a part cannot serve this transformer; empty where it can."""
-    if not part.loads:
-        return part.problem or str(part.differences)
-    if transformer is None or not isinstance(transformer.sizes, FluxConfig):
-        return ""
-    match part.sizes:
-        case VaeConfig(z_channels=depth):
-            gives, takes = 4 * depth, transformer.sizes.in_channels  # a token is 2x2 latent pixels
-        case T5Sizes(d_model=gives):
-            takes = transformer.sizes.context_in_dim
-        case ClipSizes(hidden_size=gives):
-            takes = transformer.sizes.vec_in_dim
-        case _:
-            return ""
-    misfit = f"gives {gives} channels and the transformer takes {takes}; use the {part.part} that came with it"
-    return "" if gives == takes else misfit
-
-
-def fitting(sets: Iterable[TensorSet], transformer: TensorSet | None) -> dict[Part, TensorSet]:
-    """A transformer with the most precise set for every other part, of those that load and fit it."""
-    taken: dict[Part, TensorSet] = {"transformer": transformer} if transformer else {}
-    report = report_part(transformer) if transformer else None
-    for each in sorted(sets, key=lambda each: ("fp8" in each.precision, each.files[0].name)):
-        if each.part != "transformer" and each.part not in taken and not objection(report_part(each), report):
-            taken[each.part] = each
-    return taken
-
-
-def fullest(sets: Sequence[TensorSet]) -> dict[Part, TensorSet]:
-    """Of the transformers that load the first for which most parts are there; without one, what there is."""
-    transformers = [each for each in sets if each.part == "transformer" and report_part(each).loads]
-    return max((fitting(sets, each) for each in transformers or (None,)), key=len)
+    return Report(str(path), "file", "unknown", "", (), {}, (), known, problems, 0, {}, {}, 0, loads=False)
 
 
 def tokenizer_objection(stored: TensorSet) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from actors.flux.choice import one
 from actors.flux.containers import TensorSet, find
 from actors.flux.headers import TensorInfo, WeightsError, refuse
 from actors.flux.names import Named, Part
@@ -138,7 +139,7 @@ def open_checkpoint(source: Path | TensorSet, part: Part = "transformer") -> Che
 
 
 def stored_part(source: Path | TensorSet, part: Part) -> TensorSet:
-    return source if isinstance(source, TensorSet) else find(source).one(part)
+    return source if isinstance(source, TensorSet) else one(find(source), part)
 
 
 def whole(shape: tuple[int, ...]) -> tuple[Slice, ...]:

@@ -62,17 +62,6 @@ class Found:
     known: tuple[str, ...] = ()  # recognised, not rendered yet
     refused: tuple[str, ...] = ()
 
-    def one(self, part: Part) -> TensorSet:
-        """The set for a part: of several text encoders or autoencoders the most precise; a transformer stands alone."""
-        sets = [each for each in self.sets if each.part == part]
-        if not sets:
-            reasons = "; ".join((*self.refused, *self.known)) or "nothing of it is there"
-            raise WeightsError(f"{self.path}: no {part} can be read: {reasons}")
-        if part == "transformer" and len(sets) > 1:
-            names = ", ".join(sorted(each.files[0].name for each in sets))
-            raise WeightsError(f"{self.path}: several transformers; name one of them: {names}")
-        return min(sets, key=lambda each: ("fp8" in each.precision, each.files[0].name))
-
 
 def find(path: Path) -> Found:
     """Look at a file or a folder, reading headers alone. Raises for a bad file; a folder lists its own."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.commands.output import as_json, moment, say, table
+from farm.commands.output import as_json, clean, moment, say, table
 from farm.errors import BadInput, nearest
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ def models_ls(json_: Json = False) -> None:
         for row in rows
     ]
     table(shown, ["name", "state", "edits", "licence", "accepted", "missing"])
+    for row in rows:
+        if row["ready"]:
+            print(clean(f"{row['name']} draws with {_called(row['taken'])}"))
+        elif row["lacks"]:
+            print(clean(row["lacks"]))
     for found in places(Path(settings.models)) if settings.models else ():
         for why in found.refused:
             say(f"farm: not used: {why}")
@@ -137,15 +142,22 @@ def _print_report(report: dict[str, Any]) -> None:
     for word in ("problems", "absent", "known"):
         for said in report[word]:
             print(f"{word.removesuffix('s')}: {said}")
+    if len(report["parts"]) > len(report["taken"]) and report["taken"]:
+        print(clean(f"of these it would draw with {_called(report['taken'])}"))
     if any(part["loads"] for part in report["parts"]):
-        print(
-            f"memory needed per GPU, {_size(report['room_bytes'])} of it to work in, by precision and number of GPUs:"
-        )
+        room = f"{_size(report['room_bytes'])} of it to work in"
+        print(clean(f"memory needed per GPU for {_called(report['taken'])}, {room}, by precision and number of GPUs:"))
         rows = [_memory(asked, report) for asked in report["memory_per_gpu"]]
         table(rows, list(rows[0]))
     if report["parts"]:
         loads, complete = ("yes" if report[word] else "no" for word in ("loads", "complete"))
         print(f"would load: {loads}; all parts there: {complete}")
+
+
+def _called(taken: dict[str, list[str]]) -> str:
+    """Files by their folder and name; of several shards the folder."""
+    firsts = {Path(files[0]): len(files) for files in taken.values()}
+    return ", ".join(f"{one.parent.name}/{one.name if count == 1 else ''}" for one, count in firsts.items())
 
 
 def _memory(asked: str, report: dict[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.cards import DEV, TINY
-from actors.flux.check import PartReport
+from actors.flux.choice import PartReport
 from actors.flux.config import FLUX1_DEV
 from actors.flux.shapes import Sizes, T5Sizes, expected
 from actors.flux.sizes import Differences

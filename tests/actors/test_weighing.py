@@ -16,8 +16,9 @@ from torch.distributed import ProcessGroup
 from transformers import T5Config, T5EncoderModel
 
 from actors.cards import DEV
-from actors.flux.check import check, report_part
+from actors.flux.check import check
 from actors.flux.checkpoint import stored_part
+from actors.flux.choice import report_part
 from actors.flux.config import FLUX1_DEV, FLUX1_VAE, FluxConfig
 from actors.flux.exchange import GangShape, Seat, cut_network
 from actors.flux.memory import held_bytes
