@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.messages import Hello, Order, Post
+from actors.plan import device_of
 from actors.rank import CONTROL, RENDER, Rank
 from actors.stages import Passed
 from actors.watching import Watching
@@ -194,7 +195,7 @@ def _rank(gang_id: str, post: Post, gpus: float, group: Any, number: int) -> Any
     place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number // post.tensor)
     name = f"{PREFIX}{gang_id}/{number:03d}"
     actor = made.options(name=name, lifetime="detached", num_cpus=post.cpus, num_gpus=gpus, scheduling_strategy=place)
-    return actor.remote(gang_id, post, number)
+    return actor.remote(gang_id, post, number, device_of(post.device, gpus))
 
 
 def hold(gang_id: str, patience_s: float = 0.0) -> Any | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from actors import cluster, faults
 from actors.rank import watchdog
-from actors.shard import factory
+from actors.shard import factory, hide_gpus
 from farm.config import Settings
 from farm.errors import Fault
 from farm.job import Cause
@@ -32,6 +32,7 @@ class Host:
     """Makes the object when it is first needed, and calls the methods it was told to allow."""
 
     def __init__(self, dotted: str, args: tuple[str, ...], methods: tuple[str, ...]) -> None:
+        hide_gpus()
         self.dotted, self.args, self.methods = dotted, args, methods
         self.inner: Any = None
 

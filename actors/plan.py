@@ -53,8 +53,13 @@ def _alone(pool: PoolSpec, stage: Stage, spec: GangSpec) -> PoolSpec:
     return pool.model_copy(update=given | fixed)
 
 
+def device_of(device: str, gpus: float) -> str:
+    """Of a rank of so many GPUs."""
+    return ("cuda" if gpus else "cpu") if device == "auto" else device
+
+
 def precision_of(precision: str, device: str) -> str:
-    """What is computed in on a device: `cpu`, or `cuda` with or without a number."""
+    """What is computed in on a device."""
     if precision not in ("auto", "fp8"):
         return precision
-    return "bfloat16" if device.startswith("cuda") else "float32"
+    return "bfloat16" if device == "cuda" else "float32"

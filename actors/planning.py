@@ -17,7 +17,7 @@ from actors.flux.quant import fp8_of
 from actors.flux.shapes import T5Sizes
 from actors.flux.sharding import check, shares
 from actors.placing import UNIT, Bundle, Node, Room, has_labels, place, units
-from actors.plan import divided, precision_of
+from actors.plan import device_of, divided, precision_of
 from actors.stages import Stage
 from actors.weighing import Stored, gigabytes, kept, needed, room_bytes
 from farm.config import GangSpec, PoolSpec, Settings
@@ -68,10 +68,8 @@ def settled(pool: PoolSpec, settings: Settings, gpus_there: bool) -> PoolSpec:
 def _filled(spec: Spec, device: str, gpus_there: bool) -> Spec:
     gpus = spec.gpus
     if gpus is None:
-        gpus = float(device.startswith("cuda") or (device == "auto" and gpus_there))
-    if device == "auto":
-        device = "cuda" if gpus else "cpu"
-    return spec.model_copy(update={"device": device, "gpus": gpus})
+        gpus = float(device == "cuda" or (device == "auto" and gpus_there))
+    return spec.model_copy(update={"device": device_of(device, gpus), "gpus": gpus})
 
 
 def planned(
@@ -155,13 +153,6 @@ def faults_of(pool: PoolSpec, stored: Stored) -> list[str]:
             check(transformer.sizes, pool.tensor)
         except ValueError as error:
             why.append(str(error))
-    gpus = pool.gpus or 0.0
-    if pool.device.startswith("cuda") and not gpus:
-        why.append(f"device is {pool.device} and its ranks ask for no GPU, so Ray shows them none: set gpus")
-    if gpus > 1 and gpus % 1:
-        why.append(f"a rank asks for {gpus:g} GPUs: above 1 Ray gives whole ones only")
-    if 0 < gpus < 1 and pool.ranks > 1:
-        why.append(f"{pool.ranks} ranks of one gang must not share a GPU, and each asks for {gpus:g} of one")
     return why
 
 
@@ -250,7 +241,7 @@ def bundle_of(pool: PoolSpec, stored: Stored, offload: str = "never") -> Bundle:
     else:
         weights = sum(sum(held.values()) for held in parts.values())
     each = weights + room_bytes(pool, stored) if parts else 0
-    on_gpu = pool.device.startswith("cuda")
+    on_gpu = pool.device == "cuda"
     return Bundle(
         units(pool.cpus * pool.tensor),
         units(gpus * pool.tensor),
@@ -261,4 +252,4 @@ def bundle_of(pool: PoolSpec, stored: Stored, offload: str = "never") -> Bundle:
 
 
 def streamed(pool: PoolSpec, offload: str) -> bool:
-    return pool.device.startswith("cuda") and offload != "never"
+    return pool.device == "cuda" and offload != "never"

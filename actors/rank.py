@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from actors import saved
 from actors.faults import fault_of
 from actors.messages import Hello, Mark, Order, Post
-from actors.shard import Shard, device_of, factory, require, stamps
+from actors.shard import Shard, factory, hide_gpus, require, stamps
 from actors.stages import Made, Stage
 from actors.work import Work, frame_of
 from farm.errors import Fault
@@ -51,10 +51,13 @@ class Begun:
 
 
 class Rank:
-    """Of several, each does the same at the same time; the first answers for all."""
+    """Of several, each does the same at the same time; the first answers for all. `device` is what the post's comes to
+    with the GPUs that Ray gives it."""
 
-    def __init__(self, gang: str, post: Post, number: int = 0) -> None:
-        self.gang, self.post, self.number = gang, post, number
+    def __init__(self, gang: str, post: Post, number: int = 0, device: str = "") -> None:
+        if device == "cpu":
+            hide_gpus()
+        self.gang, self.post, self.number, self.device = gang, post, number, device or post.device
         self.state = GangState.STARTING
         self.door: Door | None = None
         self.shard: Shard | None = None
@@ -81,7 +84,7 @@ class Rank:
                 require(self.post.code)
                 with watchdog(self.post.load_s):
                     self._join(meeting)
-                    shard: Shard = factory(self.post.shard)(self.post)
+                    shard: Shard = factory(self.post.shard)(replace(self.post, device=self.device))
                 self.shard, self.loaded = shard, stamps(shard.files)
             except Exception as error:
                 raise fault_of(error, self.gang, Cause.GANG_DIED) from None  # the cause may not pickle
@@ -122,7 +125,7 @@ class Rank:
         if self.post.ranks > 1:
             from actors.meeting import join
 
-            join(self.number, self.post.ranks, self.door or meeting, device_of(self.post))
+            join(self.number, self.post.ranks, self.door or meeting, self.device)
 
     def _answers(self, shard: Shard, requests: Sequence[RenderRequest], given: Sequence[Made]) -> list[Answer]:
         answers: list[Answer] = []
@@ -134,7 +137,7 @@ class Rank:
 
     def _begun(self, shard: Shard, request: RenderRequest, given: Made | None = None) -> Begun:
         by = given.by if given else ""
-        digest = saved.digest_of(request, shard.weights, self.post, device_of(self.post), by)
+        digest = saved.digest_of(request, shard.weights, self.post, self.device, by)
         anew = Begun(request, digest, given=given)
         if request.resume is None:
             return anew
@@ -181,7 +184,7 @@ class Rank:
         if len(made) != len(requests):
             raise RuntimeError(f"{len(made)} pictures for {len(requests)} jobs")
         if self.post.hands_on:
-            by = f"{device_of(self.post).partition(':')[0]} {self.post.precision}"
+            by = f"{self.device} {self.post.precision}"
             return [(seconds, Made(value, self.gang, shard.weights, by)) for value in made]
         drew = self.gang if Stage.DENOISE in self.post.stages or not given else given[0].gang
         return [Rendered(frame_of(picture), drew, shard.weights, seconds) for picture in made]

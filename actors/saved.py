@@ -25,7 +25,7 @@ HEAD = 8  # bytes, which hold the length of the header
 def digest_of(request: RenderRequest, weights: str, post: Post, device: str, encoded_by: str = "") -> str:
     """Over everything that decides the picture. Another kind of device, number of ranks, or code rounds differently."""
     reference = request.reference.sha256 if request.reference else ""
-    drawn_by = [weights, device.partition(":")[0], post.precision, post.tensor, post.sequence, encoded_by]
+    drawn_by = [weights, device, post.precision, post.tensor, post.sequence, encoded_by]
     return _hash(json.dumps([asdict(request.spec), reference, *drawn_by, post.code], sort_keys=True).encode())
 
 

@@ -49,18 +49,16 @@ def load_shard(post: Post) -> Shard:
     from actors.plan import precision_of
 
     folder = Path(post.models) if post.models else None
-    device = device_of(post)
-    dtype = getattr(torch, precision_of(post.precision, device))
-    setting, fp8 = cast("Setting", post.offload), fp8_of(post.precision, device)
-    load = Load(device, dtype, setting, post.tensor, post.sequence, fp8, post.stages, post.embeddings_mb)
+    dtype = getattr(torch, precision_of(post.precision, post.device))
+    setting, fp8 = cast("Setting", post.offload), fp8_of(post.precision, post.device)
+    load = Load(post.device, dtype, setting, post.tensor, post.sequence, fp8, post.stages, post.embeddings_mb)
     known = load_known(post.card, folder, load)
     return Shard(known.renderer, known.weights, known.files)
 
 
-def device_of(post: Post) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if post.device == "auto" else post.device
+def hide_gpus() -> None:
+    """From torch, before it looks: Ray leaves a node's GPUs in sight of an actor that asked for none."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def factory(dotted: str) -> Callable[..., Any]:

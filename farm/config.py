@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -30,8 +31,10 @@ DATABASES = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg", "p
 
 
 def _device(value: str) -> str:
-    if value and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise ValueError(f"{value!r} is no device: auto, cpu, cuda, or cuda:N for one of several GPUs")
+    if re.fullmatch(r"cuda:\d+", value):
+        raise ValueError(f"{value!r} names a GPU, and Ray gives each rank its own: say cuda, with gpus and labels")
+    if value not in ("", "auto", "cpu", "cuda"):
+        raise ValueError(f"{value!r} is no device: auto, cpu or cuda")
     return value
 
 
@@ -55,7 +58,7 @@ class GangSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    device: Device = Field("", description="auto, cpu, cuda or cuda:N; empty: the device setting")
+    device: Device = Field("", description="auto, cpu or cuda; empty: the device setting")
     precision: Literal["auto", "fp8", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="auto: bfloat16 on GPUs, where fp8 weights stay fp8, float32 on CPUs; fp8: as auto, all in fp8",
@@ -73,6 +76,12 @@ class GangSpec(BaseModel):
             raise ValueError(f"it keeps min = {self.min} gangs and has max = {self.max}")
         return self
 
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> GangSpec:
+        if self.gpus and self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"a rank asks for {self.gpus:g} GPUs: above 1 Ray gives whole ones only")
+        return self
+
 
 class PoolSpec(GangSpec):
     """The gangs of one model on one kind of node: a `[[pools]]` table of farm.toml."""
@@ -88,6 +97,12 @@ class PoolSpec(GangSpec):
         None, description="a table: words are encoded in gangs of one rank apart; empty: in its own"
     )
     decoders: GangSpec | None = Field(None, description="a table: the same for decoding pictures")
+
+    @model_validator(mode="after")
+    def _no_gpu_twice(self) -> PoolSpec:
+        if self.gpus and self.gpus < 1 < self.ranks:
+            raise ValueError(f"{self.ranks} ranks of one gang ask for {self.gpus:g} GPUs each, and must not share one")
+        return self
 
     @property
     def called(self) -> str:
@@ -121,7 +136,7 @@ class Settings(BaseSettings):
         "",
         description="what a line means that names no model; empty: the one real model that is ready, or the tiny one",
     )
-    device: Device = Field("auto", min_length=1, description="auto, cpu, cuda or cuda:N")
+    device: Device = Field("auto", min_length=1, description="auto, cpu or cuda")
     offload: Literal["auto", "always", "never"] = Field(
         "auto", description="blocks wait in host memory: auto where the GPU is too small, always or never"
     )
@@ -163,6 +178,18 @@ class Settings(BaseSettings):
                 if (getattr(first, name) is None) != (getattr(pool, name) is None):
                     both = f"pools {first.called!r} and {pool.called!r} both draw with {pool.model}"
                     raise ValueError(f"{both}: set {name} in both, or in none")
+        return pools
+
+    @field_validator("pools")
+    @classmethod
+    def _cuda_asks_for_gpus(cls, pools: tuple[PoolSpec, ...], info: ValidationInfo) -> tuple[PoolSpec, ...]:
+        for pool in pools:
+            device = pool.device or info.data.get("device")
+            for spec in (pool, pool.encoders, pool.decoders):
+                if spec is not None and spec.gpus == 0 and (spec.device or device) == "cuda":
+                    raise ValueError(
+                        f"pool {pool.called!r}: device is cuda and gpus is 0, but a rank sees the GPUs that it asks for"
+                    )
         return pools
 
     @property

@@ -116,9 +116,15 @@ def test_pools_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("DEVICE", "gpu", "'gpu' is no device: auto, cpu, cuda, or cuda:N"),
+        ("DEVICE", "gpu", "'gpu' is no device: auto, cpu or cuda"),
+        ("DEVICE", "cuda:1", "'cuda:1' names a GPU, and Ray gives each rank its own: say cuda"),
         ("DEVICE", "", "at least 1 character"),
         ("POOLS", '[{"model": "tiny", "device": "gpu"}]', "pools.0.device: 'gpu' is no device"),
+        ("POOLS", '[{"model": "tiny", "device": "cuda:0"}]', "pools.0.device: 'cuda:0' names a GPU"),
+        ("POOLS", '[{"model": "tiny", "gpus": 1.5}]', "a rank asks for 1.5 GPUs: above 1 Ray gives whole ones only"),
+        ("POOLS", '[{"model": "tiny", "device": "cuda", "gpus": 0}]', "device is cuda and gpus is 0"),
+        ("POOLS", '[{"model": "tiny", "device": "cuda", "encoders": {"gpus": 0}}]', "device is cuda and gpus is 0"),
+        ("POOLS", '[{"model": "tiny", "tensor": 2, "gpus": 0.5}]', "2 ranks of one gang ask for 0.5 GPUs each"),
         ("DATABASE", "mysql://x/y", "sqlite or postgresql only"),
         ("DATABASE", "farm.db", "sqlite or postgresql only"),
         ("URL", "127.0.0.1:8765", "'127.0.0.1:8765' needs http://"),
@@ -138,7 +144,9 @@ def test_a_value_that_nothing_understands_is_refused_in_words(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("DEVICE", "cuda:1"),
+        ("DEVICE", "cuda"),
+        ("POOLS", '[{"model": "tiny", "gpus": 0.5, "encoders": {"gpus": 0}}]'),
+        ("POOLS", '[{"model": "tiny", "sequence": 2, "gpus": 2}]'),
         ("POOLS", '[{"model": "tiny", "device": ""}, {"model": "tiny", "name": "b", "device": "cuda"}]'),
         ("DATABASE", "postgresql+psycopg://user@/farm?host=/tmp/x"),
         ("DATABASE", "sqlite:////tmp/farm.db"),
@@ -148,3 +156,11 @@ def test_a_value_that_nothing_understands_is_refused_in_words(
 def test_a_value_that_is_understood_is_taken(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"FARM_{name}", value)
     load()
+
+
+def test_a_pool_whose_device_is_the_farm_s_asks_for_gpus_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_POOLS", '[{"model": "tiny", "gpus": 0}]')
+    assert load().pools[0].gpus == 0
+    monkeypatch.setenv("FARM_DEVICE", "cuda")
+    with pytest.raises(BadInput, match="pool 'tiny': device is cuda and gpus is 0"):
+        load()

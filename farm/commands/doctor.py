@@ -223,11 +223,11 @@ def _device(settings: Settings) -> tuple[bool, str, str]:
     shown = ", ".join(asked)
     if settings.ray_address or os.environ.get("RAY_ADDRESS"):
         return True, f"{shown}, on the nodes of the cluster: `farm pool plan` says what they have", ""
-    wanted = [int(one.partition(":")[2] or 0) for one in asked if one.startswith("cuda")]
+    wanted = "cuda" in asked
     gpus = _gpus() if wanted or any(Path("/dev").glob("nvidia[0-9]*")) else 0
     detail = f"{shown}: PyTorch sees {gpus or 'no'} GPU{'' if gpus == 1 else 's'} here"
     fix = "see that `nvidia-smi` lists one and that PyTorch is built for CUDA; or set FARM_DEVICE to auto or cpu"
-    return all(number < gpus for number in wanted), detail, fix
+    return gpus > 0 or not wanted, detail, fix
 
 
 def _gpus() -> int:

@@ -119,6 +119,14 @@ def load_flat(post: Post) -> Shard:
     return Shard(Flat(), "f" * 64)
 
 
+def load_blind(post: Post) -> Shard:
+    """Where a rank that is told to draw on its CPU would find GPUs, it does not load."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    if (post.device, seen) != ("cpu", ""):
+        raise RuntimeError(f"told {post.device!r}, and sees {seen!r}")
+    return load_flat(post)
+
+
 class Staged(Flat):
     """Some of the stages: what it makes tells through which it went."""
 

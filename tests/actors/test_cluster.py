@@ -28,7 +28,6 @@ from tests.actors.conftest import CARDS, head, joined, request_of, session_folde
 from tests.chaos.node import HEAD, token
 from tests.chaos.victims import free_port
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
 LONGEST_SOCKET = 107
 STRANGER = """
 import sys, ray

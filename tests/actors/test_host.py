@@ -16,7 +16,6 @@ from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Frame, Outcome, Stage, Verdict
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
 JUDGE = "tests.actors.fakes:load_judge"
 
 
@@ -97,10 +96,12 @@ def test_a_gate_that_does_not_load_is_down_with_its_reason(settings: Settings) -
     assert caught.value.cause is Cause.GATE_DOWN
 
 
-def test_only_named_methods_are_called(settings: Settings, gate: RemoteGate) -> None:
+def test_only_named_methods_are_called(settings: Settings, gate: RemoteGate, monkeypatch: pytest.MonkeyPatch) -> None:
     pid(gate)
     with pytest.raises(ray.exceptions.RayTaskError, match="may not be called"):
         ray.get(gate.actor.call.remote("forbidden", (), 5.0))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     host = Host(JUDGE, ("gun",), ("forbidden",))
     host.load(*HARMLESS)
     assert host.call("forbidden", (), 5.0) == "this was not to be called"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "", "it has asked for no GPU, and its node may have some"

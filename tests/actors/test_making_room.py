@@ -18,10 +18,7 @@ from farm.job_queue import NewJob
 from tests.actors.conftest import CARDS, until
 from tests.test_pipeline import FakePorts, dispatch_until, fake_ports, spec, states, submit
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

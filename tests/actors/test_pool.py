@@ -23,9 +23,7 @@ from farm.job import CAUSES, Cause, Payer
 from farm.ports import Demand, Drained, Frame, GangState, GangStatus, Rendered, RenderRequest
 from tests.actors.conftest import CARDS, request_of, until
 
-# Ray warns, of itself, that it will one day stop hiding devices from actors that asked for none.
-pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
-FAKE = "tests.actors.fakes:load_flat"
+FAKE = "tests.actors.fakes:load_blind"  # none of these ranks asks for a GPU
 
 
 def never() -> bool:

@@ -56,6 +56,15 @@ def test_a_node_with_other_code_draws_nothing() -> None:
     assert caught.value.cause is Cause.NO_ROOM
 
 
+def test_a_rank_without_gpus_is_told_so_and_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    post = replace(post_of("flat", "tests.actors.fakes:load_blind"), device="auto")
+    assert Rank("g1", post, device="cpu").load().key == post.key
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(Fault, match="told 'cuda', and sees '0,1'"):
+        Rank("g1", post, device="cuda").load()
+
+
 def test_ranks_with_different_weights_are_no_gang() -> None:
     hello = ready().load()
     assert hello.weights == "f" * 64

@@ -26,7 +26,6 @@ from tests.actors.conftest import until
 from tests.flux import containers_kit as kit
 from tests.flux import samples
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
 CARDS = {"tiny": TINY}
 RED = Frame(96, 96, bytes((220, 40, 40)) * 96 * 96)
 

@@ -21,10 +21,7 @@ from farm.ports import Rendered, RenderRequest, Step
 from tests.actors.conftest import CARDS, request_of, until
 from tests.actors.test_ranks_together import never, request
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning"),
-]
+pytestmark = pytest.mark.slow
 WALKS = "tests.actors.fakes:load_walks"
 
 

@@ -19,10 +19,7 @@ from farm.ports import Demand, Drained, GangState, GangStatus, Rendered
 from tests.actors.conftest import joined, until
 from tests.actors.test_ranks_together import CARDS, never, request
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of Ray's own test cluster
-]
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # of Ray's own test cluster
 
 
 @pytest.fixture

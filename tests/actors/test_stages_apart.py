@@ -22,7 +22,6 @@ from farm.job import Cause
 from farm.ports import GangState, Rendered, RenderRequest
 from tests.actors.conftest import CARDS, request_of, until
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*accelerator visible devices.*:FutureWarning")
 FLAT, WORDS, PICTURES = "flat", "flat/encode", "flat/decode"
 
 
