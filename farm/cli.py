@@ -5,8 +5,8 @@ Nothing heavy is imported before a command runs, so `farm --help` loads neither 
 
 from __future__ import annotations
 
+import io
 import logging
-import os
 import signal
 import sys
 import threading
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from typer.exceptions import TyperException
 
 from farm.commands import access, batches, demo, doctor, models, pool, verifying
-from farm.commands.output import say, say_bad_lines
+from farm.commands.ending import told
+from farm.commands.output import say
 from farm.commands.session import open_store
-from farm.errors import BadInput, FarmError, Fault, Unavailable
+from farm.errors import Fault, Unavailable
 from farm.job import Cause
 from farm.ports import Provenance, Verifier
 
@@ -37,12 +37,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="A render farm for FLUX image models that lets no image out that was not judged and signed.",
 )
-USAGE, INTERRUPTED = 2, 130
 PROBE_S = 5.0  # patience with a signer that is only asked whether it is there
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Exit codes: 0 done, 1 the work failed, 2 wrong usage. An error is one line: where, what, what to do."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     sys.exit(_run(arguments))
 
 
@@ -50,23 +51,8 @@ def _run(arguments: list[str] | None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         return int(app(given or ["--help"], prog_name="farm", standalone_mode=False) or 0)
-    except TyperException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "farm"
-        say(f"farm: {' '.join(error.format_message().split())} ({command} --help says how)")
-        return error.exit_code
-    except FarmError as error:
-        say(f"farm: {error}")
-        say_bad_lines(error.more.get("bad_lines", []), error.more.get("bad_line_count", 0))
-        return USAGE if isinstance(error, BadInput) else 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:  # a file or folder that cannot be read or written
-        say(f"farm: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
-        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        return told(error)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,8 @@ BY_STATUS: dict[int, type[FarmError]] = {
 TIMEOUT = httpx.Timeout(30.0, read=60.0)  # the farm itself waits half a minute for its database
 BATCH_TIMEOUT = httpx.Timeout(30.0, read=600.0)  # a large batch is checked whole before its answer, or cancelled
 PAGE = 500
+KEY = re.compile(r"[!-~]+")
+ANOTHER = "`farm access add` makes another"
 WHERE = "set FARM_URL, or FARM_HOST and FARM_PORT, to where a farm listens"
 
 
@@ -30,6 +33,9 @@ class FarmClient:
         self, url: str, key: str = "", transport: httpx.BaseTransport | None = None, key_from: str = ""
     ) -> None:
         self.url, self.key_from = url, key_from
+        if key and not KEY.fullmatch(key):  # nor is it told: whatever else it is, it may hold a key
+            says = "this is no API key: it holds a space, the end of a line or a letter that no key has"
+            raise Unauthorized(says, field=key_from or "key", fix=ANOTHER)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             self.http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, transport=transport)
@@ -58,7 +64,7 @@ class FarmClient:
         """Of a key that is not taken it is said where that key was found."""
         error = refused(answer)
         if isinstance(error, Unauthorized) and self.key_from:
-            return Unauthorized(error.detail, field=self.key_from, fix="`farm access add` makes another", **error.more)
+            return Unauthorized(error.detail, field=self.key_from, fix=ANOTHER, **error.more)
         return error
 
     def get(self, path: str, **params: Any) -> Any:
@@ -73,7 +79,9 @@ class FarmClient:
         return answer
 
     def upload(self, name: str, data: bytes) -> dict[str, Any]:
-        answer: dict[str, Any] = _document(self.request("POST", "/api/uploads", params={"name": name}, content=data))
+        answer: dict[str, Any] = _document(
+            self.request("POST", "/api/uploads", params=_given({"name": name}), content=data)
+        )
         return answer
 
     def submit(self, lines: Iterable[bytes], **options: Any) -> dict[str, Any]:
@@ -132,4 +140,9 @@ def refused(answer: httpx.Response) -> FarmError:
 
 
 def _given(params: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if value is not None}
+    """Text that UTF-8 cannot spell, such as the name of a file may be, goes with question marks."""
+    told = {
+        name: value.encode(errors="replace").decode() if isinstance(value, str) else value
+        for name, value in params.items()
+    }
+    return {name: value for name, value in told.items() if value is not None}

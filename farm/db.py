@@ -31,7 +31,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from farm.errors import Fault
+from farm.errors import Conflict, Fault
 from farm.job import Cause
 from farm.migrations import triggers as law1
 
@@ -223,14 +223,13 @@ def only_one(connection: Connection, lock: int) -> None:
 
 def migrate(engine: Engine) -> None:
     """Bring the schema up to date. Safe when several processes start at once: one does it, the others find it done."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config = _migrations()
     head = ScriptDirectory.from_config(config).get_current_head()
 
     def upgrade(connection: Connection) -> None:
         only_one(connection, MIGRATION_LOCK)
         names = law1.names(connection.dialect.name)
-        current = MigrationContext.configure(connection).get_current_revision()
+        current = version(connection)
         if current == head and law1.standing(connection) == names:
             return
         law1.drop(connection, names)
@@ -240,6 +239,22 @@ def migrate(engine: Engine) -> None:
 
     with _MIGRATING:
         transact(engine, upgrade)
+
+
+def version(connection: Connection) -> str | None:
+    """Of the schema; one that only a newer Farm knows is refused."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(_migrations()).walk_revisions()}
+    if current is not None and current not in known:
+        says = f"this database was made by a newer Farm: its version {current} is not known here"
+        raise Conflict(says, field="database", fix="run that Farm, or set FARM_DATABASE to another")
+    return current
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def triggers(engine: Engine) -> set[str]:

@@ -6,11 +6,12 @@ import fcntl
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import psutil
 import pytest
 
 from farm.cli import main
-from farm.commands import starting
+from farm.commands import doctor, starting
 from farm.config import Settings
 from farm.errors import Conflict, FarmError, Unavailable
 
@@ -112,8 +113,38 @@ def test_the_first_key_is_made_once_and_is_ours_alone(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert settings.home.stat().st_mode & 0o777 == 0o700
     assert starting.prepare(settings).read_text() == key
-    path.write_text("farm_old\n")
-    assert starting.prepare(settings).read_text() != "farm_old\n"
+    for damaged in (b"farm_old\n", b"\xff\xfe"):
+        path.write_bytes(damaged)
+        assert starting.prepare(settings).read_bytes() != damaged
+
+
+def test_the_database_of_a_newer_farm_is_told_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(home=tmp_path / ".farm", port=_free())
+    monkeypatch.setenv("FARM_PORT", str(settings.port))
+    starting.prepare(settings)
+    with closing(sqlite3.connect(settings.home / "farm.db")) as newer, newer:
+        newer.execute("UPDATE alembic_version SET version_num = 'v9999'")
+    code, _, said = run(capsys, "up")
+    assert (code, said.count("\n")) == (1, 1)
+    assert said.startswith("farm: database: this database was made by a newer Farm: its version v9999 ")
+    found = doctor._run("database", doctor.CHECKS["database"], settings)
+    assert (found.ok, found.fix) == (False, "run that Farm, or set FARM_DATABASE to another")
+
+
+def test_what_nobody_foresaw_is_one_line_and_a_file_that_says_where(tmp_path: Path) -> None:
+    program = (
+        "from farm import cli\nfrom farm.commands import session\n"
+        "def broken(): raise KeyError('a\\nb')\n"
+        "session.open_client = broken; cli.main(['ls'])"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    (file,) = tmp_path.glob("farm-*.log")
+    assert done.returncode == 1
+    assert done.stderr == f"farm: KeyError: 'a\\nb' (a fault of Farm's own: {file} says where)\n"
+    assert "in broken" in file.read_text()
 
 
 def test_whichever_process_is_first_makes_a_home_that_is_ours_alone(

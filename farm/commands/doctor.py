@@ -103,12 +103,14 @@ def _packages(settings: Settings) -> tuple[bool, str, str]:
 def _database(settings: Settings) -> tuple[bool, str, str]:
     from sqlalchemy.engine import make_url
 
-    from farm.db import connect, required_triggers, triggers
+    from farm.db import connect, reading, required_triggers, triggers, version
 
     url = make_url(settings.database_url)
     shown = url.render_as_string(hide_password=True)
     engine = connect(settings.database_url, read_only=True)
     try:
+        with reading(engine) as connection:
+            version(connection)
         missing = required_triggers(engine) - triggers(engine)
     except Fault as error:
         return False, error.detail, _database_fix(url, error.detail)

@@ -26,13 +26,18 @@ def key_path(home: Path) -> Path:
     return home / "key"
 
 
+def kept_key(path: Path) -> str:
+    """What lies there, a key or not; "" where nothing does."""
+    return path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
+
+
 def open_client(settings: Settings | None = None) -> FarmClient:
     from farm import config
     from farm.client import FarmClient
 
     settings = settings or config.load()
     path = key_path(settings.home)
-    key = settings.key or (path.read_text().strip() if path.exists() else "")
+    key = settings.key.strip() or kept_key(path)
     if not key:
         raise Unauthorized("no API key", fix=f"set FARM_KEY, or run `farm up`, which writes one to {path}")
     return FarmClient(settings.api_url, key, key_from="FARM_KEY" if settings.key else str(path))

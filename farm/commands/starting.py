@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from farm.commands.beforehand import default_model, ready_models
 from farm.commands.doctor import family, port_is_free
 from farm.commands.output import say
-from farm.commands.session import key_path, open_client, open_store
+from farm.commands.session import kept_key, key_path, open_client, open_store
 from farm.errors import Conflict, FarmError, Unavailable
 from farm.supervisor import GRACE_S, Child, Supervisor, dies_with
 from farm.waiting import in_words
@@ -61,7 +61,7 @@ def prepare(settings: Settings) -> Path:
 
 def _first_key(settings: Settings, access: Access) -> Path:
     path = key_path(settings.home)
-    if not path.exists() or access.find_key(path.read_text().strip()) is None:
+    if access.find_key(kept_key(path)) is None:
         access.create_project(settings.project)
         key = access.create_key(settings.project, "first key", "operator")
         path.unlink(missing_ok=True)

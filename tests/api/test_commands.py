@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -279,6 +280,41 @@ def test_errors_are_one_line(farm: Shell, monkeypatch: pytest.MonkeyPatch) -> No
     assert "no farm answers at http://127.0.0.1:9" in farm.err
     assert "farm up" in farm.err
     assert farm.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["farm_one\nfarm_two", "farm_ö", "farm_one farm_two"])
+def test_a_key_that_is_none_is_told_and_not_shown(farm: Shell, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_KEY", key)
+    assert farm("ls") == 1
+    assert farm.err.startswith("farm: FARM_KEY: this is no API key")
+    assert farm.err.count("\n") == 1
+    assert "farm_" not in farm.err
+
+
+def test_a_key_with_the_end_of_its_line_is_taken(farm: Shell, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_KEY", f"{world.keys['ours/submitter']}\n")
+    assert farm("ls") == 0
+
+
+def test_a_damaged_file_of_a_key_is_told(farm: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_bytes(b"\xff\xfe")
+    monkeypatch.setenv("FARM_HOME", str(tmp_path))
+    monkeypatch.delenv("FARM_KEY")
+    assert farm("ls") == 1
+    assert farm.err.startswith(f"farm: {tmp_path}/key: this is no API key")
+
+
+def test_names_of_files_need_not_be_text(farm: Shell, tmp_path: Path, world: World) -> None:
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xe9.png")).write_bytes(picture())
+    batch = folder / os.fsdecode(b"\xe9.jsonl")
+    batch.write_bytes(jsonl({"image": os.fsdecode(b"\xe9.png")}))
+    assert farm("submit", batch) == 0
+    assert farm("ls", "--json") == 0
+    assert [row["name"] for row in farm.json()] == ["?"]
+    assert farm("download", 1, folder / "out") == 0
+    assert "caf\\udce9/out" in farm.out
 
 
 def test_a_listing_is_as_wide_as_it_is_told(farm: Shell, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
