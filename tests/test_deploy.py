@@ -9,12 +9,19 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import ray
 import typer.main
 import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.autoscaler_pb2 import GangResourceRequest
+from ray.core.generated.common_pb2 import LabelSelectorOperator
 from ray.scripts.scripts import cli as ray_cli
 
 from farm import config
@@ -76,6 +83,49 @@ def test_ray_takes_the_cluster_file() -> None:
     assert full["available_node_types"]["local.cluster.node"]["max_workers"] == len(given["provider"]["worker_ips"])
     with pytest.raises(Exception, match="Additional properties"):
         validate_config(full | {"min_worker": 2})
+
+
+def comes(full: dict[str, Any], asked: dict[str, float], **label: str) -> dict[str, int]:
+    """The nodes that Ray's own scheduler starts for a gang of one such rank, where there are none."""
+    types = AutoscalingConfig(configs=full, skip_content_hash=True).get_node_type_configs()
+    for one in types.values():
+        one.min_worker_nodes = 0
+    is_, is_not = map(LabelSelectorOperator.Value, ("LABEL_OPERATOR_IN", "LABEL_OPERATOR_NOT_IN"))
+    selector = [
+        (f"ray.io/{name.replace('_', '-')}", is_not if value.startswith("!") else is_, [value.removeprefix("!")])
+        for name, value in label.items()
+    ]
+    rank = ResourceRequestUtil.make(asked, label_selectors=[selector])
+    request = SchedulingRequest(
+        node_type_configs=types,
+        max_num_nodes=1 + full["max_workers"],
+        gang_resource_requests=[GangResourceRequest(requests=[rank])],
+        disable_launch_config_check=True,
+    )
+    found = ResourceDemandScheduler(MagicMock()).schedule(request)
+    assert bool(found.to_launch) != bool(found.infeasible_gang_resource_requests)
+    return {one.instance_type: one.count for one in found.to_launch}
+
+
+def test_ray_starts_a_pod_for_a_gang_that_asks_for_the_labels_of_the_group() -> None:
+    (cluster,) = of_kind("RayCluster")
+    assert cluster["spec"]["autoscalerOptions"]["version"] == "v2", "the other one knows no labels"
+    cluster["metadata"]["namespace"] = "farm"
+    full = _derive_autoscaling_config_from_ray_cr(cluster)
+    rank = {"CPU": 1.0, "GPU": 1.0}
+    (label,) = full["available_node_types"]["gpu"]["labels"].values()
+    assert comes(full, rank, accelerator_type=label) == {"gpu": 1}
+    assert comes(full, rank) == comes(full, rank, node_id="!aa") == {"gpu": 1}
+    assert comes(full, rank, accelerator_type="another") == comes(full, {"CPU": 1.0, "GPU": 2.0}) == {}
+    del cluster["spec"]["workerGroupSpecs"][0]["labels"]
+    bare = _derive_autoscaling_config_from_ray_cr(cluster)
+    assert comes(bare, rank, accelerator_type=label) == {}
+
+
+def test_waiting_work_starts_no_machine_of_a_cluster_of_standing_ones() -> None:
+    given = yaml.safe_load((DEPLOY / "cluster.yaml").read_text())
+    assert given["min_workers"] == given["max_workers"] == len(given["provider"]["worker_ips"])
+    assert comes(prepare_config(given) | {"auth": {}}, {"CPU": 1.0}) == {}, "or say in the README that it does"
 
 
 def test_every_option_of_ray_is_one() -> None:
