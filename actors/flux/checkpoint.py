@@ -13,7 +13,7 @@ from actors.flux.choice import one
 from actors.flux.containers import TensorSet, find
 from actors.flux.headers import TensorInfo, WeightsError, refuse
 from actors.flux.names import Named, Part
-from actors.flux.quant import FP8, check_markers, scale_of
+from actors.flux.quant import FP8, scale_of
 from actors.flux.shapes import Sizes, Slice, expected
 from actors.flux.sizes import deduce, differences
 
@@ -42,8 +42,6 @@ class Run(NamedTuple):
 
 class Checkpoint:
     def __init__(self, stored: TensorSet) -> None:
-        for file in stored.files:
-            check_markers(file, stored.tensors)
         self.stored = stored
         self.shapes = {name: tensor.shape for name, tensor in stored.named.items()}
 

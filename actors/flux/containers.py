@@ -1,13 +1,14 @@
 """Where the parts of a model lie: in one file, a folder of files, a diffusers folder, a ComfyUI `models` folder."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.flux.beside import COMFYUI, DIFFUSERS, hints_near, read_json
+from actors.flux.beside import COMFYUI, DIFFUSERS, OWN_NAMES, hints_near, read_json
 from actors.flux.families import IGNORED, split
 from actors.flux.headers import (
     PICKLE_SUFFIXES,
@@ -23,6 +24,7 @@ from actors.flux.quant import is_marker, precision, refuse_foreign, refuse_types
 
 Kind = Literal["file", "folder", "diffusers", "comfyui"]
 SUFFIXES = {".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES}
+VARIANT = re.compile(r"(diffusion_pytorch_)?model\.(?!safetensors)|.*\.index\.(?!json)")  # in fp16, say: of diffusers
 MOST_ENTRIES = 100_000  # of a ComfyUI folder: a link may lead anywhere
 
 
@@ -78,13 +80,20 @@ def find(path: Path) -> Found:
             return gathered(root, "comfyui", [[file] for file in weights_below(root)])
         except WeightsError as error:
             return Found(root, "comfyui", (), refused=(str(error),))
-    if (path / "config.json").exists() and shard_index(path):
+    if is_part(path):
         return gathered(path, "diffusers", [[path]])
     return gathered(path, "folder", ([file] for file in weight_files(path)))
 
 
 def is_diffusers(path: Path) -> bool:
     return (path / "model_index.json").exists() or (path / "transformer" / "config.json").exists()
+
+
+def is_part(path: Path) -> bool:
+    """A folder of one part, as `save_pretrained` writes it."""
+    names = {file.name.partition(".")[0] for file in weight_files(path)}
+    alone = len(names) == 1 and names.issubset(OWN_NAMES)
+    return (path / "config.json").exists() and (alone or shard_index(path) is not None)
 
 
 def is_comfyui(path: Path) -> bool:
@@ -147,10 +156,12 @@ def sets_of(header: Header, files: tuple[Path, ...]) -> list[TensorSet]:
 
 
 def sets_of_folder(folder: Path) -> list[TensorSet]:
-    """A diffusers part: one file, or the shards that its index names."""
+    """A diffusers part: one file, or the shards that its index names; a variant (fp16, say) where nothing is plain."""
     index = shard_index(folder)
-    if index is None:
-        files = [file for file in weight_files(folder) if file.suffix == ".safetensors"] or weight_files(folder)
+    files = [file for file in weight_files(folder) if file.suffix == ".safetensors"] or weight_files(folder)
+    plain = [file for file in files if not VARIANT.match(file.name)]
+    if index is None or (plain and VARIANT.match(index.name)):
+        files = plain or files
         if len(files) != 1:
             refuse(folder, f"{len(files)} weight files and no index; one file, or an index of several, is needed")
         return sets_of_file(files[0])
@@ -167,7 +178,9 @@ def sets_of_folder(folder: Path) -> list[TensorSet]:
 
 
 def shard_index(folder: Path) -> Path | None:
-    return next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+    """A plain one before those of variants."""
+    found = sorted(folder.glob("*.safetensors.index*.json"))
+    return next((index for index in found if not VARIANT.match(index.name)), found[0] if found else None)
 
 
 def shards_of(index: Path) -> list[Path]:

@@ -31,7 +31,7 @@ NOT_RENDERED = (  # in order: the first that fits names the file
     Sign(("double_stream_modulation_img",), "a FLUX.2 transformer"),
     Sign(("single_stream_modulation",), "a FLUX.2 transformer"),
     Sign(("bn.running_mean", "decoder.conv_in"), "a FLUX.2 autoencoder"),
-    Sign(("layers.0.self_attn.q_proj", "layers.0.mlp.gate_proj"), "a FLUX.2 text encoder"),
+    Sign(("layers.0.self_attn.q_proj", "layers.0.mlp.gate_proj"), "a language model, as FLUX.2 uses"),
     Sign(("controlnet_",), "a FLUX.1 ControlNet"),
     Sign(("redux_",), "FLUX.1 Redux"),
 )
@@ -42,12 +42,11 @@ FOREIGN = (
     Sign(("distilled_guidance_layer",), "Chroma"),
     Sign(("txt_norm.",), "Qwen-Image"),
     Sign(("cap_embedder.",), "Z-Image or Lumina"),
-    Sign(("vision_model.encoder",), "a whole CLIP; the text encoder alone is needed"),
 )
 STARTS = (
     Start(
         "transformer",
-        ("model.diffusion_model.", ""),
+        ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
         # An image input alone is no sign: Qwen-Image has an `img_in` and Z-Image an `x_embedder` too.
         (
             "double_blocks.0.img_attn.qkv.weight",
@@ -78,6 +77,10 @@ IGNORED = {
     "text_projection.weight",
     "embeddings.position_ids",
 }
+HALVES: dict[Part, tuple[str, ...]] = {  # of whole models, of which the text encoder alone is needed
+    "t5": ("decoder.", "lm_head."),
+    "clip": ("vision_model.", "visual_projection."),
+}
 INPUTS = {384: "FLUX.1 Fill", 128: "FLUX.1 Canny or Depth"}  # in_channels of the released variants
 
 
@@ -88,7 +91,9 @@ def split(header: Header) -> dict[Part, dict[str, TensorInfo]]:
     for start in STARTS:
         for prefix in start.prefixes:
             if start.part not in found and any(prefix + anchor in header.tensors for anchor in start.anchors):
-                found[start.part] = under(header.tensors, prefix)
+                tensors = under(header.tensors, prefix)
+                other = HALVES.get(start.part, ())
+                found[start.part] = {name: info for name, info in tensors.items() if not name.startswith(other)}
     if not found:
         raise WeightsError(f"{header.path}: its tensors are of no model known here (first: {first_name(header)})")
     return found

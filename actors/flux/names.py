@@ -69,6 +69,7 @@ SINGLE: Modules = {
 RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 ENDS = {"conv_in": "conv_in", "norm_out": "conv_norm_out", "conv_out": "conv_out"}
+T5_WORDS, T5_TIED = "shared.weight", "encoder.embed_tokens.weight"  # one matrix under two names
 SWAPPED = "final_layer.adaLN_modulation.1"  # (shift, scale) here, (scale, shift) in diffusers
 
 
@@ -86,6 +87,8 @@ def our_name(part: Part, name: str, tensors: Mapping[str, TensorInfo]) -> str:
     if part == "transformer" and leaf == "weight":  # ComfyUI saves the scales of norms as weights
         ours = f"{module}.{our_leaf(module, leaf)}"
         return name if ours in tensors else ours
+    if part == "t5" and name == T5_TIED and T5_WORDS not in tensors:
+        return T5_WORDS
     return name.removeprefix("text_model.") if part == "clip" else name
 
 

@@ -1,14 +1,14 @@
 """Weights stored in fewer bits: which convention a file follows, and where the scale of a tensor lies.
 
-Read: fp8 e4m3, plain or scaled by one number a tensor or one a row, under the old names (`scale_weight`, marked by a
-root `scaled_fp8`) and the new (`weight_scale`, marked by `comfy_quant` tensors or `_quantization_metadata`). Other
-formats are known by name.
+Read: fp8, plain or scaled by one number a tensor or one a row, under the old names (`scale_weight`, marked by a root
+`scaled_fp8`) and the new (`weight_scale`, marked by `comfy_quant` tensors or `_quantization_metadata`). Other formats
+are known by name.
 """
 
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from actors.flux.headers import NotRendered, TensorInfo, WeightsError
 from actors.flux.names import Named
@@ -18,7 +18,7 @@ Fp8 = Literal["never", "stored", "always"]
 """Which weights of linears stay in fp8 on the device: none; those that the files have so; and all those of blocks,
 which are rounded when they are read where the files have more bits."""
 FP8 = "F8_E4M3"
-READ_FORMAT = "float8_e4m3fn"
+READ_FORMATS = ("float8_e4m3fn", "float8_e4m3fn_rowwise", "float8_e5m2")  # a weight times its scale, each of them
 SCALES = ("scale_weight", "weight_scale")  # old name, new name
 UNUSED = ("scale_input", "input_scale", "comfy_quant")  # activations stay in the model's precision
 ROOTS = ("scaled_fp8",)
@@ -45,8 +45,9 @@ def refuse_foreign(path: Path, tensors: Mapping[str, TensorInfo], metadata: Mapp
         for end, what in FOREIGN:
             if name.endswith(end):
                 raise NotRendered(path, what)
-    for declared in declared_formats(path, metadata):
-        require_format(path, declared)
+    for declared in (*declared_formats(path, metadata), *marked_formats(tensors)):
+        if declared not in READ_FORMATS:
+            raise NotRendered(path, f"{declared[:40]!a} weights")
     for name in tensors:
         refuse_scale(path, name, tensors)
 
@@ -80,20 +81,24 @@ def declared_formats(path: Path, metadata: Mapping[str, str]) -> Iterator[str]:
         yield from (str(layer.get("format")) if isinstance(layer, dict) else str(layer) for layer in layers.values())
 
 
-def require_format(path: Path, declared: str) -> None:
-    if declared != READ_FORMAT:
-        raise NotRendered(path, f"{declared[:40]!a} weights")
+def marked_formats(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
+    """Formats that layers give themselves, in small documents that lie among the data: all that is read of it here."""
+    marks = [(name, info) for name, info in tensors.items() if name.endswith(".comfy_quant")]
+    for path in {info.path for _, info in marks}:
+        try:
+            with path.open("rb") as file:
+                for name, info in marks:
+                    if info.path == path:
+                        yield marked_format(file, name, info)
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read: {error}") from error
 
 
-def check_markers(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """comfy_quant documents lie among the data: they are read when weights are loaded, not when headers are checked."""
-    with path.open("rb") as file:
-        for name, info in tensors.items():
-            if name.endswith(".comfy_quant") and info.path == path:
-                if info.dtype != "U8" or info.nbytes > TINY:
-                    raise WeightsError(f"{path}: corrupt: {name} is no comfy_quant document")
-                file.seek(info.start)
-                require_format(path, str(parse(path, file.read(info.nbytes).decode("utf-8", "replace")).get("format")))
+def marked_format(file: BinaryIO, name: str, info: TensorInfo) -> str:
+    if info.dtype != "U8" or info.nbytes > TINY:
+        raise WeightsError(f"{info.path}: corrupt: {name} is no comfy_quant document")
+    file.seek(info.start)
+    return str(parse(info.path, file.read(info.nbytes).decode("utf-8", "replace")).get("format"))
 
 
 def parse(path: Path, text: str) -> dict[str, object]:

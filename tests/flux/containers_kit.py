@@ -30,6 +30,8 @@ FLUX = FluxConfig(
 VAE = VaeConfig(ch=8, ch_mult=(1, 2, 2, 2), num_res_blocks=1, norm_groups=4)
 T5 = T5Sizes(vocab_size=60, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3)
 CLIP = ClipSizes(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+DECLARED = ("float8_e4m3fn", "float8_e4m3fn_rowwise", "float8_e5m2")  # as ComfyUI names the formats that are read
+DTYPES = {"comfy_quant": "U8", "weight_scale": "F32"}  # of names that end so, in a sparse file
 CONFIG: dict[str, Any] = {"flux": vars(FLUX), "vae": vars(VAE), "t5": vars(T5), "clip": vars(CLIP)}
 
 
@@ -92,22 +94,25 @@ def quantised(tensors: Tensors, convention: str) -> tuple[Tensors, Tensors, dict
     stored: Tensors = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)} if convention == "old" else {}
     meant: Tensors = {}
     layers: dict[str, dict[str, str]] = {}
+    eight = torch.float8_e5m2 if convention == "float8_e5m2" else torch.float8_e4m3fn
+    declared = convention if convention in DECLARED else "float8_e4m3fn"
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
         if tensor.ndim != 2 or leaf != "weight":
             stored[name] = meant[name] = tensor
             continue
-        scale = tensor.abs().max() / 448
-        if convention == "rows":
-            scale = tensor.abs().amax(dim=1, keepdim=True) / 448
-        stored[name] = (tensor / scale).to(torch.float8_e4m3fn)
+        by_row = convention in {"rows", "float8_e4m3fn_rowwise"}
+        most = tensor.abs().amax(dim=1, keepdim=True) if by_row else tensor.abs().max()
+        scale = most / torch.finfo(eight).max
+        stored[name] = (tensor / scale).to(eight)
         meant[name] = stored[name].float() * scale
-        stored[f"{module}.{'scale_weight' if convention == 'old' else 'weight_scale'}"] = scale
-        layers[module] = {"format": "float8_e4m3fn"}
+        kept = scale.squeeze(1) if convention == "float8_e4m3fn_rowwise" else scale
+        stored[f"{module}.{'scale_weight' if convention == 'old' else 'weight_scale'}"] = kept
+        layers[module] = {"format": declared}
         if convention == "old":
             stored[f"{module}.scale_input"] = torch.tensor(1.0)
-        if convention == "new":
-            document = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
+        if convention in {"new", *DECLARED}:
+            document = json.dumps({"format": declared, "full_precision_matrix_mult": True}).encode()
             stored[f"{module}.comfy_quant"] = torch.tensor(list(document), dtype=torch.uint8)
     metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
     return stored, meant, metadata if convention == "metadata" else {}
@@ -117,8 +122,9 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> 
     """A file with a true header and a hole for data: as large as the real one, and nothing on the disk."""
     at, entries = 0, {}
     for name, shape in shapes.items():
-        nbytes = math.prod(shape) * BITS[dtype] // 8
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + nbytes]}
+        kind = DTYPES.get(name.rpartition(".")[2], dtype)
+        nbytes = math.prod(shape) * BITS[kind] // 8
+        entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + nbytes]}
         at += nbytes
     text = json.dumps(entries).encode()
     path.parent.mkdir(parents=True, exist_ok=True)

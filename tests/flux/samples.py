@@ -39,6 +39,17 @@ def bfl_file_saved_by_comfyui(folder: Path) -> Path:
     return kit.write(folder / "flux1-dev.safetensors", tensors)
 
 
+def prefixed(folder: Path) -> Path:
+    kit.write_config(folder)
+    return kit.write(folder / "x.safetensors", {f"diffusion_model.{name}": FLUX_WEIGHTS[name] for name in FLUX_WEIGHTS})
+
+
+def prefixed_in_diffusers(folder: Path) -> Path:
+    kit.write_config(folder)
+    tensors = kit.flux_in_diffusers(FLUX_WEIGHTS)
+    return kit.write(folder / "x.safetensors", {f"transformer.{name}": tensors[name] for name in tensors})
+
+
 def write_tokenizer(folder: Path, size: int) -> None:
     folder.mkdir(parents=True)
     words = {f"w{index}": index for index in range(2, size)} | {"<pad>": 0, "</s>": 1}

@@ -23,7 +23,7 @@ from tests.flux.samples import CPU, F32, FLUX_WEIGHTS, T5_WEIGHTS, bfl_file, com
 
 BF16, F16 = torch.bfloat16, torch.float16
 EIGHT = torch.float8_e4m3fn
-CONVENTIONS = ("old", "new", "metadata", "rows")
+CONVENTIONS = ("old", "new", "metadata", "rows", "float8_e4m3fn_rowwise")
 LINEARS = {name for name, tensor in FLUX_WEIGHTS.items() if tensor.ndim == 2}
 
 

@@ -22,12 +22,17 @@ from tests.flux.samples import (
     comfyui,
     comfyui_installation,
     diffusers,
+    prefixed,
+    prefixed_in_diffusers,
     reference,
     same,
     velocity,
 )
 
-CONTAINERS = [bfl_file, bfl_file_saved_by_comfyui, bfl_folder, comfyui, comfyui_installation, all_in_one, diffusers]
+CONTAINERS = [
+    *(bfl_file, bfl_file_saved_by_comfyui, prefixed, prefixed_in_diffusers),
+    *(bfl_folder, comfyui, comfyui_installation, all_in_one, diffusers),
+]
 WHOLE = [comfyui, comfyui_installation, all_in_one, diffusers]
 
 
@@ -69,7 +74,7 @@ def test_half_precision_files_and_targets(tmp_path: Path, dtype: torch.dtype) ->
     assert same(load_flux(path, kit.FLUX, CPU, F32), {name: tensor.float() for name, tensor in halves.items()})
 
 
-@pytest.mark.parametrize("convention", ["old", "new", "metadata", "rows"])
+@pytest.mark.parametrize("convention", ["old", "new", "metadata", "rows", *kit.DECLARED[1:]])
 def test_fp8_scaled_transformers_are_their_dequantised_weights(tmp_path: Path, convention: str) -> None:
     stored, meant, metadata = kit.quantised(FLUX_WEIGHTS, convention)
     path = kit.write(tmp_path / "flux_fp8_scaled.safetensors", stored, metadata)

@@ -78,7 +78,11 @@ BLOCKS = MXFP8 | {"img_in.weight_scale": torch.ones(4, 8)}
         (named("oft_unet_double_blocks_0_img_attn_proj.oft_blocks"), {}, "a LoRA"),
         (named("double_stream_modulation_img.lin.weight", "img_in.weight"), {}, "FLUX.2 transformer"),
         (named("bn.running_mean", "decoder.conv_in.weight"), {}, "FLUX.2 autoencoder"),
-        (named("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.gate_proj.weight"), {}, "FLUX.2 text"),
+        (
+            named("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.gate_proj.weight"),
+            {},
+            "a language model, as FLUX.2",
+        ),
         (FLUX_WEIGHTS | {"img_in.weight": torch.zeros(32, 384)}, {}, "FLUX.1 Fill"),
         (NVFP4, {}, "nvfp4"),
         (INT8, {}, "I8 weights"),
@@ -97,12 +101,54 @@ def test_neighbours_are_known_but_not_rendered(
     assert what in str(caught.value)
 
 
-@pytest.mark.parametrize("document", [b'{"format": "nvfp4"}', b"[1]", b"\xff\xff", b"{" * 90])
-def test_a_layers_own_word_on_its_format_is_checked(tmp_path: Path, document: bytes) -> None:
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        *((json.dumps({"format": name}).encode(), "") for name in kit.DECLARED),
+        (b'{"format": "nvfp4"}', "'nvfp4' weights: known, but not rendered yet"),
+        (b'{"format": "float8_e4m3fn_blockwise"}', "'float8_e4m3fn_blockwise' weights: known"),
+        (b'{"format": ["x"]}', "weights: known"),
+        (b"{}", "'None' weights: known"),
+        (b"[1]", "corrupt quantisation"),
+        (b"\xff\xff", "corrupt quantisation"),
+        (b"{" * 90, "corrupt quantisation"),
+        (b" " * 5000, "img_in.comfy_quant is no comfy_quant document"),
+    ],
+)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_layers_own_word_on_its_format_is_heard_by_check_and_load_alike(
+    tmp_path: Path, document: bytes, says: str, sharded: bool
+) -> None:
     stored, _, _ = kit.quantised(FLUX_WEIGHTS, "new")
     stored["img_in.comfy_quant"] = torch.tensor(list(document), dtype=torch.uint8)
-    with pytest.raises(WeightsError, match=r"nvfp4|corrupt quantisation"):
-        load_flux(kit.write(tmp_path / "x.safetensors", stored), kit.FLUX, CPU, F32)
+    kit.write_config(tmp_path)
+    if sharded:
+        kit.write_shards(path := tmp_path / "x", stored, "model", count=3)
+        (path / "config.json").write_text("{}")
+    else:
+        path = kit.write(tmp_path / "x.safetensors", stored)
+    report = check(path)
+    assert report.loads is not bool(says)
+    assert says in "".join((*report.known, *report.problems))
+    if not says:
+        load_flux(path, None, CPU, F32)
+        return
+    with pytest.raises(WeightsError) as caught:
+        load_flux(path, None, CPU, F32)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(("declared", "loads"), [*((name, True) for name in kit.DECLARED), ("int8_tensorwise", False)])
+def test_what_the_header_declares_is_heard_by_both_too(tmp_path: Path, declared: str, loads: bool) -> None:
+    kit.write_config(tmp_path)
+    metadata = {"_quantization_metadata": json.dumps({"layers": {"img_in": {"format": declared}}})}
+    path = kit.write(tmp_path / "x.safetensors", FLUX_WEIGHTS, metadata)
+    assert check(path).loads is loads
+    if loads:
+        assert same(load_flux(path, None, CPU, F32), FLUX_WEIGHTS)
+        return
+    with pytest.raises(NotRendered, match=declared):
+        load_flux(path, None, CPU, F32)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 
 from actors.flux.check import check
 from actors.flux.config import FLUX1_DEV, FLUX1_SCHNELL, FLUX1_VAE
-from actors.flux.shapes import ClipSizes, T5Sizes, expected
+from actors.flux.headers import read_header
+from actors.flux.shapes import ClipSizes, T5Sizes, expected, is_linear
 from tests.flux import containers_kit as kit
 from tests.flux.samples import FLUX_WEIGHTS, all_in_one, bfl_file, comfyui, diffusers, without
 
@@ -45,6 +46,26 @@ def test_the_real_model_is_judged_in_well_under_two_seconds(tmp_path: Path) -> N
     assert not report.complete
     assert report.absent == ("vae", "t5", "clip")
     assert report.parts[0].parameters == 11_901_408_320
+
+
+def test_a_model_whose_every_layer_says_its_format_is_judged_as_quickly(tmp_path: Path) -> None:
+    path, document, config = tmp_path / "flux1-dev.safetensors", b'{"format": "float8_e4m3fn"}', expected(FLUX1_DEV)
+    layers = [name.removesuffix(".weight") for name, shape in config.items() if is_linear(name, shape)]
+    shapes: dict[str, tuple[int, ...]] = dict(config)
+    for layer in layers:
+        shapes |= {f"{layer}.comfy_quant": (len(document),), f"{layer}.weight_scale": ()}
+    nbytes = kit.write_sparse(path, shapes, "F8_E4M3")
+    assert nbytes > 11 * GB
+    tensors = read_header(path).tensors
+    with path.open("r+b") as file:
+        for layer in layers:
+            file.seek(tensors[f"{layer}.comfy_quant"].start)
+            file.write(document)
+    began = time.perf_counter()
+    report = check(path)
+    assert time.perf_counter() - began < 2
+    assert report.loads
+    assert report.precision == "fp8 e4m3 scaled (new names)"
 
 
 def test_the_whole_command_takes_under_two_seconds_because_torch_stays_out(tmp_path: Path) -> None:

@@ -49,6 +49,26 @@ def test_a_transformer_computes_what_diffusers_computes(tmp_path: Path, name: st
     assert relative(have, want) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["transformer", "mine"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_variant_is_read_where_nothing_is_plain(tmp_path: Path, name: str, shards: int) -> None:
+    theirs = FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, pooled_projection_dim=12, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    size, folder = "1GB" if shards == 1 else "60KB", tmp_path / name
+    theirs.half().save_pretrained(folder, variant="fp16", max_shard_size=size)
+    files = [file.name for file in folder.glob("*.safetensors*")]
+    assert all("fp16" in file for file in files)
+    assert len(files) > shards - 1
+    assert check(folder).precision == "float16"
+    ours = load_flux(folder, None, "cpu", torch.float32)
+    assert torch.equal(ours.img_in.weight, theirs.x_embedder.weight.float())
+    theirs.bfloat16().save_pretrained(folder, max_shard_size="60KB" if shards == 1 else "1GB")
+    assert check(folder).precision == "bfloat16"
+    assert load_flux(folder, None, "cpu", torch.float32)
+
+
 @pytest.mark.parametrize("name", ["vae", "mine"])
 @torch.no_grad()
 def test_an_autoencoder_computes_what_diffusers_computes(tmp_path: Path, name: str) -> None:
