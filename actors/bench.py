@@ -1,7 +1,8 @@
-"""A place whose gangs end one job after the other is rested, each time for longer. Pure."""
+"""A place whose gangs fail one job after the other is rested, each time for longer. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 STRIKES = 3  # different jobs in a row
@@ -16,9 +17,9 @@ class Form:
     rests: int = 0
     until: float = 0.0
 
-    def after(self, job: int, now: float) -> Form:
-        """It lost its gang with this job. The same one again is the job's doing, and counted there."""
-        lost = self.lost if job in self.lost else (*self.lost, job)
+    def after(self, jobs: Iterable[int], now: float) -> Form:
+        """These failed there. The same one again is the job's doing, and counted there."""
+        lost = tuple(dict.fromkeys([*self.lost, *jobs]))
         if len(lost) < STRIKES:
             return Form(lost, self.rests, self.until)
         return Form((), self.rests + 1, now + rest_s(self.rests))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 from farm.errors import Fault
@@ -13,7 +14,7 @@ CAUSE_OF: dict[str, Cause] = {
     "MemoryError": Cause.OUT_OF_MEMORY,
     "WeightsError": Cause.WEIGHTS_MISSING,
     "Cancelled": Cause.LEASE_LOST,
-    "AcceleratorError": Cause.GANG_DIED,  # a device that failed once fails every call after it
+    "AcceleratorError": Cause.GANG_DIED,
     # in both: torch's and Ray's have one name
     "OutOfMemoryError": Cause.OUT_OF_MEMORY,
     # from Ray
@@ -34,6 +35,18 @@ CAUSE_OF: dict[str, Cause] = {
 # What a thread may meet that waits for Ray: where another one has left it meanwhile, Ray ends the thread by SystemExit.
 RAISED = (Exception, SystemExit)
 MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "running low on memory")
+# Of a device, which torch raises as plain RuntimeErrors. One that failed once fails every call after it.
+DEVICE_WORDS = (
+    "cuda error",
+    "cuda driver error",
+    "cudnn error",
+    "cusolver error",
+    "hip error",
+    "nccl error",
+    "no cuda gpus are available",
+    "triton error",
+)
+DISC = frozenset({errno.EIO, errno.ENOSPC, errno.ESTALE})  # the node's, whatever job meets it
 LONGEST_DETAIL = 500
 EXIT = re.compile(r"Worker exit detail: ([^.]+)")
 
@@ -68,6 +81,10 @@ def _cause(error: BaseException) -> Cause | None:
     text = str(error).lower()
     if any(words in text for words in MEMORY_WORDS):
         return Cause.OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and any(words in text for words in DEVICE_WORDS):
+        return Cause.GANG_DIED
+    if isinstance(error, OSError) and error.errno in DISC:
+        return Cause.GANG_DIED
     known = (CAUSE_OF.get(kind.__name__) for kind in type(error).__mro__)
     return next((cause for cause in known if cause is not None), None)
 

@@ -14,8 +14,8 @@ from typing import Any
 from actors import cluster, faults, gang, room
 from actors.messages import Order
 from actors.places import Place
-from actors.stages import LostOnItsWay, Passed, Stage, along
-from actors.tending import ROOM_S, TEND_S, Tending
+from actors.stages import LostOnItsWay, Stage, along
+from actors.tending import ROOM_S, TEND_S, Answer, Tending
 from farm.config import Settings
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer, megapixel_steps
@@ -23,7 +23,6 @@ from farm.ports import Demand, GangState, GangStatus, ModelCard, NodeStatus, Ren
 from farm.scratch import SCRATCH, Scratch
 
 POLL_S = 0.1
-Answer = Rendered | Passed | Fault
 
 
 def limit_s(requests: Sequence[RenderRequest]) -> float:
@@ -87,16 +86,13 @@ class Pool(Tending):
             raise
         except faults.RAISED as error:  # nothing was asked of a gang yet
             raise Fault(Cause.RAY_GONE, faults.fault_of(error).detail) from error
-        job = requests[0].job_id
+        jobs = [request.job_id for request in requests]
         try:
-            answers = self._render(place, tuple(requests), given, cancelled, watch)
-            self._judge(place, job, answers)
-            return answers
+            return self._judge(place, jobs, self._render(place, tuple(requests), given, cancelled, watch))
         except faults.RAISED as error:
             if given and faults.lost_before_it_began(error):
                 raise self._not_given(place, error) from error
-            fault = self._lost(place, error)
-            self._judge(place, job, [fault])
+            (fault,) = self._judge(place, jobs[:1], [self._lost(place, error)])
             raise fault from error
         finally:
             self._leave(place)

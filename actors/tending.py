@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from actors import cluster, faults, gang, room
 from actors.bench import STRIKES, Form
@@ -31,6 +32,8 @@ from farm.job import CAUSES, Cause, Payer
 from farm.ports import Demand, Drained, GangState, ModelCard, Rendered
 
 log = logging.getLogger("farm.pool")
+Answer = Rendered | Passed | Fault
+A = TypeVar("A", bound=Answer)
 ROOM_S = 5.0  # without room for so long, it is said, and what nobody uses is removed
 TEND_S = 1.0
 NODES_S = 5.0
@@ -306,7 +309,7 @@ class Tending:
             log.warning("no gang of %s: %s", place.post.pool, fault)
         place.fault, now = fault, time.time()
         place.failed_at = 0.0 if fault.cause is Cause.RAY_GONE else now  # which may be back any moment
-        self._judge(place, -int(now * 1000), [fault])
+        self._judge(place, [-int(now * 1000)], [fault])
 
     # What both do
 
@@ -319,22 +322,30 @@ class Tending:
         if connection != place.connection:
             place.gang, place.connection = None, connection
 
-    def _judge(self, place: Place, job: int, answers: Sequence[Rendered | Passed | Fault]) -> None:
+    def _judge(self, place: Place, jobs: Sequence[int], answers: Sequence[A]) -> list[A | Fault]:
+        """What the jobs are to be told. Different jobs in a row that fail are the gang's doing, whatever they met:
+        it goes, its place rests, and it pays."""
         if not all(isinstance(answer, Fault) for answer in answers):
             place.form = Form()
-        ended = [answer for answer in answers if isinstance(answer, Fault) and CAUSES[answer.cause] is Payer.GANG]
-        if not ended or len(ended) < len(answers):
-            return
+        failed = [answer for answer in answers if isinstance(answer, Fault) and _may_be_the_gang_s(answer)]
+        if not failed or len(failed) < len(answers):
+            return list(answers)
         now = time.time()
-        place.form = place.form.after(job, now)
-        if place.form.rests_at(now):
-            place.fault = ended[0]
-            # The cause alone: whoever waits behind it need not own the job that says more.
-            words = (
-                f"rested for {place.form.until - now:.0f} s after {STRIKES} jobs in a row ended it: {ended[0].cause}"
-            )
-            place.now(GangState.BENCHED, words)
-            log.warning("a gang of %s is %s", place.post.pool, words)
+        # What ended the gang did so once for all of them; what did not was met by each of them alone.
+        tried = jobs[:1] if any(CAUSES[fault.cause] is Payer.GANG for fault in failed) else jobs
+        place.form = place.form.after(tried, now)
+        if not place.form.rests_at(now):
+            return list(answers)
+        # The cause alone: whoever waits behind it need not own the job that says more.
+        words = (
+            f"rested for {place.form.until - now:.0f} s after {STRIKES} jobs in a row failed there: {failed[0].cause}"
+        )
+        if place.gang is not None:
+            self._remove(place, words)
+        place.fault = failed[0]
+        place.now(GangState.BENCHED, words)
+        log.warning("a gang of %s is %s", place.post.pool, words)
+        return [_the_gang_s(fault) for fault in failed]
 
     def _leave(self, place: Place) -> None:
         """A saturated gang does not idle until somebody looks again."""
@@ -374,3 +385,14 @@ class Tending:
         except faults.RAISED as error:
             log.warning("gang %s could not be removed, the next pool sweeps it: %s", one.id, faults.fault_of(error))
             self.swept = False
+
+
+def _may_be_the_gang_s(fault: Fault) -> bool:
+    return CAUSES[fault.cause] is Payer.GANG or fault.cause is Cause.RENDER_ERROR
+
+
+def _the_gang_s(fault: Fault) -> Fault:
+    """What was the job's own until it turned out that others fail there, too."""
+    if CAUSES[fault.cause] is Payer.GANG:
+        return fault
+    return Fault(Cause.GANG_DIED, f"{fault.detail} (as {STRIKES} jobs in a row)", gang=fault.gang)

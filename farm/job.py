@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -54,7 +55,7 @@ def may_move(old: State, new: State) -> bool:
 
 
 class Payer(StrEnum):
-    JOB = "job"  # counts against the job: three of its own and it has failed
+    JOB = "job"  # counts against the job: three of its own and it has failed; unless its gang turns out to be guilty
     GANG = "gang"  # counts against the gang; a job that fails on three different gangs is poison
     ENVIRONMENT = "environment"  # nobody's fault: the job waits and says why
 
@@ -118,13 +119,15 @@ MAX_GANGS = 3
 MAX_GANG_FAULTS = 9  # where gangs have no name, or one is met again and again
 
 
-def has_failed(faults: list[tuple[Cause, str | None]]) -> bool:
-    """Given every (cause, gang) a job has met: is it failed for good, or does it go back to the queue?"""
+def has_failed(faults: Sequence[tuple[Cause, str | None]], guilty: Collection[str | None] = ()) -> bool:
+    """Given every (cause, gang) a job has met: is it failed for good, or does it go back to the queue? A gang that is
+    guilty of what others met pays for whatever was met there."""
     if any(cause in FINAL for cause, _ in faults):
         return True
-    own = sum(CAUSES[cause] is Payer.JOB for cause, _ in faults)
-    gangs = [gang for cause, gang in faults if CAUSES[cause] is Payer.GANG]
-    return own >= MAX_OWN_FAULTS or len(set(gangs)) >= MAX_GANGS or len(gangs) >= MAX_GANG_FAULTS
+    paid = [(CAUSES[cause], gang) for cause, gang in faults]
+    own = [gang for payer, gang in paid if payer is Payer.JOB and gang not in guilty]
+    gangs = [gang for payer, gang in paid if payer is Payer.GANG or (payer is Payer.JOB and gang in guilty)]
+    return len(own) >= MAX_OWN_FAULTS or len(set(gangs)) >= MAX_GANGS or len(gangs) >= MAX_GANG_FAULTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,12 +210,11 @@ class Leasing:
         detail = fault.detail.replace("\0", "")[:MAX_DETAIL]
         if cause in suspects.STRIKES and (words := suspects.struck(connection, job, cause, detail, now)):
             cause, detail = Cause.POISON, words
-        payer = CAUSES[cause]
-        failed = payer is not Payer.ENVIRONMENT and _counts(connection, job, cause, detail, gang or fault.gang, now)
-        later = 0.0 if payer is Payer.JOB else now + retry_s
+        outage = CAUSES[cause] is Payer.ENVIRONMENT
+        failed = not outage and _counts(connection, job, cause, detail, gang or fault.gang, now)
         state = State.FAILED if failed else State.QUEUED
         reason = waiting.NO_WEIGHTS if cause is Cause.WEIGHTS_MISSING else f"{cause}: {waiting.public(cause, detail)}"
-        moves.apply(connection, [Move(job, state, reason, 0.0 if failed else later)], now)
+        moves.apply(connection, [Move(job, state, reason, 0.0 if failed else now + retry_s)], now)
         return state
 
     def expire(self) -> int:
@@ -401,8 +400,17 @@ def _counts(connection: Connection, job: Row[Any], cause: Cause, detail: str, ga
     """Keep the fault; has the job failed for good with it?"""
     suspects.keep(connection, job, cause, detail, gang, now)
     query = select(JOB_FAULT.c.cause, JOB_FAULT.c.gang)
-    met = connection.execute(query.where(JOB_FAULT.c.job_id == job.id, JOB_FAULT.c.attempt > job.forgiven))
-    return has_failed([(Cause(cause), gang) for cause, gang in met])
+    rows = connection.execute(query.where(JOB_FAULT.c.job_id == job.id, JOB_FAULT.c.attempt > job.forgiven))
+    met = [(Cause(cause), gang) for cause, gang in rows]
+    return has_failed(met, _guilty(connection, {gang for _, gang in met if gang}))
+
+
+def _guilty(connection: Connection, gangs: Collection[str]) -> set[str]:
+    """Those that have failed for what is their own fault, whichever job it was that met it."""
+    if not gangs:
+        return set()
+    query = select(JOB_FAULT.c.gang).where(JOB_FAULT.c.gang.in_(gangs), JOB_FAULT.c.payer == str(Payer.GANG))
+    return set(connection.execute(query).scalars())
 
 
 def _about(row: Row[Any], kind: str, now: float, **data: Any) -> dict[str, Any]:

@@ -61,6 +61,14 @@ def test_three_of_its_own_or_three_different_gangs() -> None:
     assert has_failed([(Cause.GANG_DIED, name) for name in "abc"])
 
 
+def test_what_was_met_in_a_guilty_gang_is_the_gang_s() -> None:
+    own = [(Cause.RENDER_ERROR, gang) for gang in "aaab"]
+    assert has_failed(own)
+    assert not has_failed(own, {"a"})
+    assert has_failed([*own, (Cause.RENDER_ERROR, "c")], {"a", "b", "c"}), "wherever it goes"
+    assert has_failed([(Cause.RENDER_ERROR, None)] * 3, {"a"})
+
+
 def test_what_is_wrong_with_its_input_stays_wrong() -> None:
     assert has_failed([(Cause.BAD_INPUT, None)])
 

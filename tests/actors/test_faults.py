@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from pathlib import Path
 from typing import cast
@@ -37,6 +38,17 @@ KNOWN = [
     (ray.exceptions.LocalRayletDiedError(), Cause.RAY_GONE),
     (ConnectionRefusedError("no head"), Cause.RAY_GONE),
     (SystemExit(0), Cause.RAY_GONE),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"), Cause.GANG_DIED),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), Cause.GANG_DIED),
+    (RuntimeError("CUDA driver error: unknown error"), Cause.GANG_DIED),
+    (RuntimeError("No CUDA GPUs are available"), Cause.GANG_DIED),
+    (RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error"), Cause.GANG_DIED),
+    (RuntimeError("CUDA error: out of memory"), Cause.OUT_OF_MEMORY),
+    (OSError(errno.ESTALE, "Stale file handle"), Cause.GANG_DIED),
+    (OSError(errno.ENOSPC, "No space left on device"), Cause.GANG_DIED),
+    (OSError(errno.EIO, "Input/output error"), Cause.GANG_DIED),
+    (FileNotFoundError(errno.ENOENT, "No such file"), Cause.RENDER_ERROR),
+    (ValueError("a prompt that speaks of a CUDA error"), Cause.RENDER_ERROR),
     (ValueError("what nobody foresaw"), Cause.RENDER_ERROR),
 ]
 

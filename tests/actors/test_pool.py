@@ -166,7 +166,7 @@ def test_a_place_that_ends_three_different_jobs_is_rested_and_then_draws_again(s
     (place,) = pool.places["flat"]
     for job in (1, 2, 2, 3):
         pool._give_up([place], time.time())
-        pool._judge(place, job, [Fault(Cause.GANG_DIED, "it died", gang="g")])
+        pool._judge(place, [job], [Fault(Cause.GANG_DIED, "it died", gang="g")])
     (benched,) = [row for row in pool.status() if row.state is GangState.BENCHED]
     assert "rested for 30 s after 3 jobs in a row" in benched.waits_for
     fault = failed(pool, "a")  # without a gang: none is built
@@ -174,9 +174,9 @@ def test_a_place_that_ends_three_different_jobs_is_rested_and_then_draws_again(s
     assert "every gang of flat rests" in fault.detail
     place.form = replace(place.form, until=0.0)  # it is over
     pool._give_up([place], time.time())
-    pool._judge(place, 4, [Fault(Cause.RENDER_ERROR, "the job's own")])
-    assert place.form.rests == 1
-    pool._judge(place, 4, [Rendered(Frame(1, 1, b"rgb"), "g", "w")])
+    pool._judge(place, [4], [Fault(Cause.LEASE_LOST, "cancelled")])
+    assert (place.form.rests, place.form.lost) == (1, ())
+    pool._judge(place, [4], [Rendered(Frame(1, 1, b"rgb"), "g", "w")])
     assert place.form == Form()
 
 

@@ -220,6 +220,30 @@ def test_three_starts_that_failed_rest_the_place_and_say_no_more_than_the_cause(
     assert "somebody" not in caught.value.detail
 
 
+def test_a_gang_that_fails_three_different_jobs_goes_and_pays_for_them(pool: Pool) -> None:
+    def met(job: int, *answers: Fault | Rendered) -> list[Cause | None]:
+        told = pool._judge(place, range(job, job + len(answers)), answers)
+        return [answer.cause if isinstance(answer, Fault) else None for answer in told]
+
+    (place,) = pool.places["other"]
+    name, drew = stand(place), Rendered(Frame(1, 1, b"rgb"), "other.0", "w")
+    odd = Fault(Cause.RENDER_ERROR, "what nobody foresaw", gang=name)
+    for _ in range(9):
+        assert met(1, odd) == [Cause.RENDER_ERROR], "it may be the job's own"
+    assert met(2, odd, drew) == [Cause.RENDER_ERROR, None]
+    assert met(1, odd, odd) == [Cause.RENDER_ERROR] * 2
+    assert (place.state, place.gang is None) == (GangState.READY, False)
+    assert met(3, odd, odd) == [Cause.GANG_DIED] * 2
+    assert (place.state, place.gang) == (GangState.BENCHED, None)
+    assert place.waits_for == "rested for 30 s after 3 jobs in a row failed there: render_error"
+
+
+def test_a_gang_that_ended_under_a_group_has_failed_once(pool: Pool) -> None:
+    (place,) = pool.places["other"]
+    pool._judge(place, [1, 2, 3, 4], [Fault(Cause.GANG_DIED, "its device is lost", gang="g")] * 4)
+    assert place.form.lost == (1,)
+
+
 @pytest.mark.parametrize("trouble", [OSError(24, "too many open files"), AssertionError("no raylet"), SystemExit(1)])
 def test_trouble_while_a_job_waits_is_an_outage_and_leaves_no_place_locked(
     pool: Pool, monkeypatch: pytest.MonkeyPatch, trouble: BaseException

@@ -94,7 +94,7 @@ class Walk:
         for _ in range(3):
             self.claim(number)
             if lease := self.lease(1):
-                self.desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, "broke"))
+                self.desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, "broke"), retry_s=0.0)
 
     def heartbeat(self, number: int) -> None:
         if lease := self.lease(number):

@@ -109,7 +109,7 @@ def test_an_empty_lane_closes_and_a_job_put_back_opens_it(desk: Desk) -> None:
     assert len(desk.queue.lanes()) == 1
     assert desk.claim() == []
     assert desk.queue.lanes() == []
-    desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, "no"))
+    desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, "no"), retry_s=0.0)
     assert len(desk.queue.lanes()) == 1
     assert desk.claim()[0].attempt == 2
 
@@ -368,7 +368,9 @@ def test_three_faults_of_its_own_fail_a_job_and_all_are_kept(desk: Desk) -> None
     batch = desk.submit(count=1)
     for number in range(3):
         (lease,) = desk.claim()
-        state = desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, f"error {number}\0"))
+        state = desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, f"error {number}\0"), retry_s=5.0)
+        assert desk.claim() == [], "others come first"
+        desk.clock.now += 6
     assert state is State.FAILED
     assert desk.states(batch) == {"failed": 1}
     faults = desk.insights.job("ours", lease.job_id)
@@ -386,6 +388,22 @@ def test_three_gangs_fail_a_job_but_one_gang_failing_thrice_does_not(desk: Desk)
 
     assert [die("a"), die("a"), die("a"), die("b")] == [State.QUEUED] * 4
     assert die("c") is State.FAILED
+
+
+@pytest.mark.parametrize("guilty", [True, False])
+def test_what_a_job_met_in_a_gang_that_fails_others_as_well_is_not_its_own(desk: Desk, guilty: bool) -> None:
+    desk.submit(count=2)
+    first, second = desk.claim(limit=2)
+
+    def fails(lease: Lease, cause: Cause, gang: str) -> State | None:
+        return desk.queue.fault(lease, Fault(cause, "broken"), gang=gang, retry_s=0.0)
+
+    assert fails(first, Cause.RENDER_ERROR, "a") is State.QUEUED
+    assert fails(desk.claim(limit=1)[0], Cause.RENDER_ERROR, "a") is State.QUEUED
+    if guilty:
+        assert fails(second, Cause.GANG_DIED, "a") is State.QUEUED
+    (again,) = [lease for lease in desk.claim(limit=2) if lease.job_id == first.job_id]
+    assert fails(again, Cause.RENDER_ERROR, "b") is (State.QUEUED if guilty else State.FAILED)
 
 
 def test_a_clock_that_jumps_ahead_only_loses_leases(desk: Desk) -> None:

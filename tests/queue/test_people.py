@@ -26,7 +26,7 @@ def deeds(desk: Desk) -> list[tuple[str, str, str]]:
 
 def fail(desk: Desk, lease: Lease) -> None:
     for _ in range(2):
-        desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, "no"))
+        desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, "no"), retry_s=0.0)
         (lease,) = [one for one in desk.claim() if one.job_id == lease.job_id]
     assert desk.queue.fault(lease, Fault(Cause.RENDER_ERROR, "no")) is State.FAILED
 
