@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from actors import gang, room
 from actors.gang import Gang, Site
 from actors.messages import Post
+from farm.lack import Lack
 
 log = logging.getLogger("farm.pool")
 LOOK_S = 1.0
 
 
 def build(
-    post: Post, still: Callable[[], bool], away: Callable[[], frozenset[str]], lacks: Callable[[], None], room_s: float
+    post: Post,
+    still: Callable[[], bool],
+    away: Callable[[], frozenset[str]],
+    lacks: Callable[[Lack], None],
+    room_s: float,
 ) -> Gang | None:
     """Not loaded yet; None once it is not wanted any more. `lacks` is told
     every `room_s` that there is no room and nothing to be cleared away."""
@@ -39,7 +44,7 @@ def _has_room(
     post: Post,
     still: Callable[[], bool],
     away: Callable[[], frozenset[str]],
-    lacks: Callable[[], None],
+    lacks: Callable[[Lack], None],
     room_s: float,
 ) -> bool:
     """False where it is to be sought anew or no longer."""
@@ -52,9 +57,17 @@ def _has_room(
             return still()  # the room of a gang that has just gone may be another's, who needs it more
         if time.monotonic() - since > room_s and still():  # which has just seen the head: another one must not be asked
             since = time.monotonic()
-            if not (room.fits(post) and (clear() or gang.remove_one_unused())):  # what nobody uses makes room
-                lacks()
+            lack = room.lack(post, site.away)
+            unused = sorted(gang.unused(), key=gang.born)
+            if not (clear() or _removed(lack.least(unused))):  # what nobody uses makes room
+                lacks(lack.without(unused))
     return False
+
+
+def _removed(unused: Sequence[str]) -> bool:
+    """As a dispatcher leaves them that does not come back."""
+    removed = [gang.remove_unused(gang_id, "its room is needed") for gang_id in unused]
+    return any(removed)
 
 
 def clear() -> bool:

@@ -232,11 +232,6 @@ def attach(post: Post, ours: Collection[str] = ()) -> Gang | None:
     return None
 
 
-def remove_one_unused() -> bool:
-    """Make room: the oldest gang that nobody uses goes, as a dispatcher leaves it that does not come back."""
-    return any(remove_unused(gang_id, "its room is needed") for gang_id in sorted(standing(), key=born))
-
-
 def remove_unused(gang_id: str, why: str) -> bool:
     if (gang := _find(gang_id)) is None:
         return False

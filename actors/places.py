@@ -17,6 +17,7 @@ from actors.stages import WHOLE, Stage
 from actors.wanted import Seat
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
+from farm.lack import Lack
 from farm.ports import GangState, GangStatus, ModelCard
 
 LOAD_S = 1800.0
@@ -40,7 +41,7 @@ class Place:
     since: float = field(default_factory=time.time)
     wanted: bool = False
     ends: str = ""  # why its gang takes no further job, and goes
-    rivals: tuple[str, ...] | None = None  # it found no room: the gangs that hold what it could use
+    lack: Lack | None = None  # the room it has not found
     fault: Fault | None = None  # what its last start met
     failed_at: float = 0.0
     ready_at: float = 0.0
@@ -81,7 +82,7 @@ class Place:
 
     def seat(self, now: float) -> Seat:
         return Seat(
-            self.post.pool, self.kept, self.usable or self.comes, self.rivals is not None, self.form.rests_at(now)
+            self.post.pool, self.kept, self.usable or self.comes, self.lack is not None, self.form.rests_at(now)
         )
 
     def status(self, names: dict[str, str]) -> GangStatus:
@@ -106,8 +107,7 @@ class Place:
             drawn=self.drawn,
             load_s=self.load_s,
             pace_s=self.pace_s,
-            lacks_room=self.rivals is not None and not self.unseen,
-            rivals=self.rivals or (),
+            lack=None if self.unseen else self.lack,
             kept=self.kept,
         )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from farm.lack import Amount, Lack
+
 UNIT = 10_000  # of a CPU or a GPU: Ray counts in no finer parts
 
 
@@ -56,6 +58,19 @@ def place(bundle: Bundle, count: int, rooms: Sequence[Room]) -> tuple[list[str],
             left[index] = less
             names.append(room.node.name)
     return (names, left) if len(names) == count else None
+
+
+def lacking(bundle: Bundle, count: int, rooms: Mapping[str, Room], taken: Mapping[str, Mapping[str, Amount]]) -> Lack:
+    """The room that is not there for so many bundles, beside what gangs have taken of these nodes, were they empty.
+    Where some seems to be, others than gangs have it, or parts of GPUs lie apart: so some gang has to go."""
+    empty = {home: (room.cpus, sum(room.gpus)) for home, room in rooms.items() if take(room, bundle) is not None}
+    used = Lack((bundle.cpus, bundle.gpus), count, dict.fromkeys(empty, (0, 0)), taken).without(taken).left
+    left = {home: (cpus - used[home][0], gpus - used[home][1]) for home, (cpus, gpus) in empty.items()}
+    lack = Lack((bundle.cpus, bundle.gpus), count, left, taken)
+    if not lack.met():
+        return lack
+    cpus, gpus = (UNIT * UNIT, bundle.gpus - 1) if bundle.gpus else (bundle.cpus - 1, UNIT * UNIT)
+    return replace(lack, left={home: (min(one[0], cpus), min(one[1], gpus)) for home, one in left.items()})
 
 
 def take(room: Room, bundle: Bundle) -> Room | None:

@@ -160,7 +160,7 @@ class Pool(Tending):
             if CAUSES[latest.fault.cause] is Payer.ENVIRONMENT:
                 raise Fault(latest.fault.cause, latest.fault.detail, gang=latest.fault.gang)
             raise Fault(Cause.NO_ROOM, f"a gang of {latest.post.asked} did not start: {latest.fault}")
-        lacking = next((place for place in places if place.rivals is not None or self._gives_way(place.post)), None)
+        lacking = next((place for place in places if place.lack is not None or self._gives_way(place.post)), None)
         if lacking is not None and now - began > self.room_s:
             cluster.connect(self.settings)  # or it is Ray that lacks
             raise Fault(Cause.NO_ROOM, room.why_none(lacking.post, gang.standing()))

@@ -7,35 +7,38 @@ from pathlib import Path
 from typing import Any
 
 from actors import placing
+from actors.gang import PREFIX
 from actors.messages import Post
 from actors.nodes import node_of
 from actors.placing import Bundle, Node, Room
+from farm.lack import Amount, Lack
 
 READS_S = 0.5e9  # bytes a second, where nobody has measured yet how long a gang takes to load
 STARTS_S = 5.0  # of Ray's actors and of torch
 
 
-def rivals(post: Post, homes: Mapping[str, Collection[str]], away: Collection[str]) -> tuple[str, ...]:
-    """Those gangs, of these with their nodes, whose room it could use: none where it fits no empty nodes."""
-    rows = {row["NodeID"]: row for row in _alive() if row["NodeID"] not in away}
-    rooms = {home: Room.of(node_of(row)) for home, row in rows.items()}
-    bundle = _bundle(post, gpus_of(post))
-    if placing.place(bundle, post.sequence, list(rooms.values())) is None:
-        return ()
-    useful = {home for home, empty in rooms.items() if placing.take(empty, bundle) is not None}
-    return tuple(sorted(one for one, nodes in homes.items() if useful & set(nodes)))
+def lack(post: Post, away: Collection[str]) -> Lack:
+    """For Ray has found none for it, on nodes that are not drained."""
+    import ray
+
+    rooms = {row["NodeID"]: Room.of(node_of(row)) for row in _alive() if row["NodeID"] not in away}
+    table = [row for row in ray.util.placement_group_table().values() if row["state"] == "CREATED"]
+    taken = {row["name"].removeprefix(PREFIX): _taken(row) for row in table}
+    return placing.lacking(_bundle(post, gpus_of(post)), post.sequence, rooms, taken)
 
 
-def fits(post: Post) -> bool:
-    """On nodes that were empty."""
-    return (
-        placing.place(_bundle(post, gpus_of(post)), post.sequence, [Room.of(node_of(row)) for row in _alive()])
-        is not None
-    )
+def _taken(row: Mapping[str, Any]) -> dict[str, Amount]:
+    """By node."""
+    some: dict[str, Amount] = {}
+    for number, home in row["bundles_to_node_id"].items():
+        asked, (cpus, gpus) = row["bundles"][number], some.get(home, (0, 0))
+        some[home] = cpus + placing.units(asked.get("CPU", 0.0)), gpus + placing.units(asked.get("GPU", 0.0))
+    return some
 
 
 def why_none(post: Post, in_use: Collection[str]) -> str:
-    if not fits(post):
+    rooms = [Room.of(node_of(row)) for row in _alive()]
+    if placing.place(_bundle(post, gpus_of(post)), post.sequence, rooms) is None:
         return f"these nodes are too small for {words(post)}: see `farm pool plan`"
     return f"no node has room for {words(post)}; gangs in use: {', '.join(in_use) or 'none'}"
 

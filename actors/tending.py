@@ -7,6 +7,7 @@ the place's lock, as does whoever draws.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -29,6 +30,7 @@ from actors.wanted import chosen, wanted
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import CAUSES, Cause, Payer
+from farm.lack import Lack
 from farm.ports import Demand, Drained, GangState, ModelCard, Rendered
 
 log = logging.getLogger("farm.pool")
@@ -39,7 +41,7 @@ TEND_S = 1.0
 NODES_S = 5.0
 LOOK_S = 20.0  # whether the files of a model have come or gone: headers alone are read
 UNSEEN_S = 300.0  # before a start is tried again whose files are not seen here
-HELP_S = 30.0
+HELP_S = 120.0  # room that was made is kept for so long, or until it is taken
 IDLE_S = PoolSpec.model_fields["idle_s"].default  # of a pool that is not known here
 AGAIN_S = 30.0  # after a start that failed, where no job asks for another one sooner
 
@@ -64,7 +66,7 @@ class Tending:
         self.demand: Mapping[str, Demand] = {}  # as the dispatcher last told
         self.asking: dict[int, tuple[str, Demand]] = {}  # thread to what it wants drawn
         self.pressed: Mapping[str, str] = {}
-        # Model that room is made for, until when it has the first claim, and on which nodes.
+        # Model that room is made for, until when it has the first claim, and on which nodes; the first stands first.
         self.helped: dict[str, tuple[float, frozenset[str]]] = {}
         self.drained = Drained()
         self.refused: set[str] = set()  # gangs whose work others have refused
@@ -85,10 +87,11 @@ class Tending:
 
     def _help(self, pressed: Mapping[str, str], now: float) -> None:
         standing = [(one.id, place.homes) for place in self._all() if (one := place.gang) is not None]
-        for model in set(pressed.values()):
-            until, before = self.helped.get(model, (0.0, frozenset()))
+        helped = {model: (until, homes) for model, (until, homes) in list(self.helped.items()) if now < until}
+        for model in dict.fromkeys(pressed.values()):
             homes = {home for gang_id, some in standing if pressed.get(gang_id) == model for home in some}
-            self.helped[model] = now + HELP_S, frozenset(homes | (before if now < until else set()))
+            helped[model] = now + HELP_S, frozenset(homes | helped.get(model, (0.0, set()))[1])
+        self.helped = helped
 
     def tend(self) -> None:
         """Build the gangs that are needed now or kept warm, look after those that are idle, and let go of those that
@@ -228,10 +231,12 @@ class Tending:
         return asked or now - place.failed_at > (UNSEEN_S if place.unseen else AGAIN_S)
 
     def _gives_way(self, post: Post) -> bool:
-        """Another model's gang is to get the room that was made for it, before anyone else seeks some there."""
-        now, seek = time.time(), {place.post.card.name for place in self._all() if place.seeks} - {post.card.name}
-        helped = [homes for model, (until, homes) in list(self.helped.items()) if now < until and model in seek]
-        return any(room.may_lie(post, homes, self.seen) for homes in helped)
+        """Another model's gang is to get the room that was made for it, before anyone else seeks some there, but for
+        those for whom some was made before."""
+        now, seek, own = time.time(), {place.post.card.name for place in self._all() if place.seeks}, post.card.name
+        helped = [(model, homes) for model, (until, homes) in list(self.helped.items()) if now < until]
+        before = itertools.takewhile(lambda one: one[0] != own, helped)
+        return any(model in seek and room.may_lie(post, homes, self.seen) for model, homes in before)
 
     def _feel(self, place: Place, one: Gang, now: float) -> None:
         try:
@@ -263,7 +268,7 @@ class Tending:
         except faults.RAISED as error:
             self._failed(place, error)
         finally:
-            place.rivals = None
+            place.lack = None
             self._leave(place)
 
     def _found(self, place: Place) -> Gang | None:
@@ -283,15 +288,15 @@ class Tending:
             way = self._gives_way(place.post)
             return place.wanted and not way and not self.closed.is_set()
 
-        def lacks() -> None:
-            homes = {other.gang.id: other.homes for other in self._all() if other.gang is not None}
-            place.rivals = room.rivals(place.post, homes, self.drained.nodes)
+        def lacks(lack: Lack) -> None:
+            place.lack = lack
             place.waits_for = f"{ROOM}: {room.why_none(place.post, gang.standing())}"
 
         return build(place.post, still, lambda: self.drained.nodes, lacks, self.room_s)
 
     def _load(self, place: Place, one: Gang, fresh: bool) -> None:
-        place.rivals, place.homes = None, one.homes()
+        place.lack, place.homes = None, one.homes()
+        self.helped.pop(place.post.card.name, None)
         place.now(GangState.STARTING, "its weights")
         began = time.time()
         one.load(place.post.load_s)

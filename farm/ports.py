@@ -13,6 +13,7 @@ from typing import Protocol
 
 from farm.errors import Fault
 from farm.job import Spec
+from farm.lack import Lack
 
 
 class Outcome(StrEnum):
@@ -143,8 +144,7 @@ class GangStatus:
     drawn: int = 0  # groups, since then
     load_s: float = 5.0  # from having room to having its weights, as measured or guessed
     pace_s: float = 1.0  # of a megapixel and step
-    lacks_room: bool = False
-    rivals: tuple[str, ...] = ()  # where it lacks room: the gangs that hold what it could use
+    lack: Lack | None = None  # the room it does not find
     kept: bool = False  # warm, asked for or not
 
 

@@ -1,15 +1,16 @@
-"""What the dispatcher tells the renderer: how much waits for each model, and which gang is to make room for another."""
+"""What the dispatcher tells the renderer: how much waits for each model, and which gangs make room for another."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from farm import drains, scheduler
+from farm import drains, pressing, scheduler
 from farm.job_queue import JobQueue
 from farm.leasing import LaneView
 from farm.ports import Lease, Renderer
-from farm.scheduler import BURST, STANDING, Scene
+from farm.pressing import BURST, Try
+from farm.scheduler import Scene
 
 
 class Steering:
@@ -19,7 +20,7 @@ class Steering:
     def __init__(self, queue: JobQueue, renderer: Renderer, clock: Callable[[], float]) -> None:
         self.queue, self.renderer, self.clock = queue, renderer, clock
         self.jobs: Mapping[int, int] = {}
-        self.pressed: dict[str, str] = {}  # gang, until it is gone, to the model it makes room for
+        self.tries: dict[str, Try] = {}  # pool to what was done to make room for a gang of it
         self.urgent: list[float] = []
         self.stood: dict[str, float] = {}
 
@@ -35,15 +36,15 @@ class Steering:
     def steer(self, lanes: Sequence[LaneView], flights: Sequence[Sequence[Lease]]) -> None:
         self.jobs = self.queue.backlog(lanes)
         scene = self._scene(lanes, flights)
-        there = {one.gang for one in scene.gangs}
-        self.pressed = {gang: model for gang, model in self.pressed.items() if gang in there and scene.waiting(model)}
-        self.stood |= {one.model: scene.now for one in scene.gangs if one.state in STANDING}
-        if (found := scheduler.press(self._scene(lanes, flights))) is not None:
-            self.pressed[found.gang] = found.model
+        self.tries = pressing.left(self.tries, scene)
+        self.stood |= {model: scene.now for model in {one.model for one in scene.gangs} if scene.warm(model)}
+        scene = self._scene(lanes, flights)
+        if (found := pressing.press(scene)) is not None:
+            self.tries = pressing.begun(self.tries, found, scene)
             self.urgent = [*self.urgent, scene.now][-BURST:] if found.urgent else self.urgent
         flying = [lease.spec.shape_key for leases in flights for lease in leases]
         drained = drains.drained(self.queue.engine)
-        self.renderer.need(scheduler.demands(lanes, self.jobs, flying), dict(self.pressed), drained)
+        self.renderer.need(scheduler.demands(lanes, self.jobs, flying), self._pressed(), drained)
 
     def _scene(self, lanes: Sequence[LaneView], flights: Sequence[Sequence[Lease]]) -> Scene:
         return Scene(
@@ -53,7 +54,11 @@ class Steering:
             self.clock(),
             running=Counter(lease.project_id for leases in flights for lease in leases),
             flights=Counter(leases[0].spec.model for leases in flights),
-            pressed=dict(self.pressed),
+            pressed=self._pressed(),
             urgent=tuple(self.urgent),
+            rests={pool: one.until for pool, one in self.tries.items()},
             stood=dict(self.stood),
         )
+
+    def _pressed(self) -> dict[str, str]:
+        return {gang: one.model for one in self.tries.values() for gang in one.gangs}

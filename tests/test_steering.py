@@ -12,6 +12,7 @@ from farm.access import Access
 from farm.db import connect, migrate
 from farm.job import Spec
 from farm.job_queue import JobQueue, NewJob
+from farm.lack import Lack
 from farm.leasing import LaneView
 from farm.ports import Demand, Drained, GangState, GangStatus
 from farm.steering import Steering
@@ -39,7 +40,8 @@ def warm(model: str) -> GangStatus:
 
 
 def lacking(model: str, rival: str) -> GangStatus:
-    return GangStatus(model, 0, model, "", GangState.STARTING, "", 0.0, lacks_room=True, rivals=(rival,))
+    lack = Lack((0, 1), 1, {"node": (0, 0)}, {rival: {"node": (0, 1)}})
+    return GangStatus(model, 0, model, "", GangState.STARTING, "", 0.0, lack=lack)
 
 
 @pytest.fixture

@@ -215,10 +215,13 @@ def test_a_gang_makes_room_when_it_is_told_to_and_not_before(pool: Pool) -> None
         pool.tend()
         return next(row for row in pool.status() if row.model == "third")
 
-    until(lambda: third().lacks_room)
-    assert (third().state, third().rivals[0]) == (GangState.STARTING, first)
+    until(lambda: third().lack is not None)
+    assert third().state is GangState.STARTING
     assert third().waits_for.startswith(ROOM)
-    assert sorted(gang.standing()) == sorted(third().rivals)
+    lack = third().lack
+    assert lack is not None
+    assert (lack.met(), lack.met([first])) == (False, True)
+    assert set(gang.standing()) <= lack.taken.keys()
     pool.need(waits, {first: "third"}, Drained())
     until(lambda: third().state is GangState.READY, 120.0)
     assert pool.places["flat"][0].gang is None

@@ -199,11 +199,12 @@ def test_where_there_is_no_room_for_a_further_gang_the_first_draws_on(settings: 
     for thread in threads:
         thread.join(120)
     assert len(gang.standing()) == 1
-    until(lambda: any(row.lacks_room for row in pool.status()))
+    until(lambda: any(row.lack for row in pool.status()))
     (other,) = (row for row in pool.status() if not row.gang)
     assert other.state is GangState.STARTING
     assert other.waits_for.startswith("room in the cluster")
-    assert other.rivals == tuple(gang.standing())
+    assert other.lack is not None
+    assert other.lack.least(list(other.lack.taken)) == gang.standing()
     pool.need({}, {}, Drained())
     until(lambda: pool.status()[other.place].state is GangState.GONE)
     assert len(gang.standing()) == 1

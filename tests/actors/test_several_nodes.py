@@ -91,7 +91,7 @@ def test_a_gang_leaves_a_drained_node_and_waits_for_a_node_to_come(settings: Set
         homes = set(homes_of(first.gang))
         needs = {"tiny": Demand(1, 1.0)}
         pool.need(needs, {}, Drained(nodes=frozenset({min(homes)})))
-        until(lambda: status(pool).lacks_room, 60.0)
+        until(lambda: status(pool).lack is not None, 60.0)
         assert status(pool).state is GangState.STARTING
         assert gang.standing() == []
         waiting = [row for row in ray.util.placement_group_table().values() if row["state"] == "PENDING"]

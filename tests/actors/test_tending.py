@@ -17,11 +17,15 @@ from actors.gang import Gang, Site, selector
 from actors.places import ROOM, Place, post_of
 from actors.placing import Node
 from actors.pool import Pool
+from actors.tending import HELP_S
 from farm.config import GangSpec, PoolSpec, Settings
 from farm.errors import Fault
 from farm.job import Cause
+from farm.lack import Lack
 from farm.ports import Demand, Drained, Frame, GangState, Rendered
 from tests.actors.conftest import CARDS, request_of
+
+NONE = Lack((0, 1), 1, {}, {})
 
 
 @pytest.fixture
@@ -148,6 +152,44 @@ def test_only_those_give_way_who_could_take_the_room_that_was_made(tmp_path: Pat
     assert made._gives_way(small.post), "who can tell?"
 
 
+def test_of_those_who_are_helped_on_one_node_the_first_gives_way_to_none_of_the_others(pool: Pool) -> None:
+    """Or neither would seek the room that was made for both."""
+    (other,), (first, second, _) = pool.places["other"], pool.places["flat"]
+    names = stand(first), stand(second)
+    second.homes = first.homes
+    pool.need({}, {names[0]: "other"}, Drained())
+    pool.need({}, {names[0]: "other", names[1]: "third"}, Drained())
+    for model in ("other", "third"):
+        pool.places[model][0].now(GangState.STARTING, ROOM)
+    gives_way = [pool._gives_way(pool.places[model][0].post) for model in ("other", "third", "flat")]
+    assert gives_way == [False, True, True]
+    stand(other)
+    assert not pool._gives_way(pool.places["third"][0].post)
+
+
+def test_room_that_was_made_is_kept_until_it_is_taken_but_not_for_ever(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Comes(Gang):
+        def homes(self) -> tuple[str, ...]:
+            return ("node-0",)
+
+        def load(self, limit_s: float) -> None:
+            assert "other" not in pool.helped
+
+    flat, other = pool.places["flat"][0], pool.places["other"][0]
+    name = stand(flat)
+    other.now(GangState.STARTING, ROOM)
+    pool._help({name: "other"}, time.time() - HELP_S / 2)
+    assert pool._gives_way(flat.post)
+    pool._help({}, time.time() + HELP_S)
+    assert not pool._gives_way(flat.post), "a gang that does not come"
+    pool._help({name: "other"}, time.time())
+    nothing: Any = None
+    pool._load(other, Comes("other.1", [], nothing, nothing), fresh=True)
+    assert not pool._gives_way(flat.post)
+
+
 def test_nobody_waits_inside_for_a_gang_that_does_not_come(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.room.why_none", lambda post, standing: f"no room for {post.pool}")
     monkeypatch.setattr("actors.gang.standing", lambda: [])
@@ -155,7 +197,7 @@ def test_nobody_waits_inside_for_a_gang_that_does_not_come(pool: Pool, monkeypat
     began = time.time() - pool.room_s - 1
     place.now(GangState.STARTING)
     pool._give_up([place], began)
-    place.rivals = ()
+    place.lack = NONE
     with pytest.raises(Fault, match="Ray is not running"):  # the old one is not asked what it has room for
         pool._give_up([place], began)
     monkeypatch.setattr("actors.cluster.connect", lambda settings: "joined")
@@ -176,13 +218,13 @@ def test_nobody_waits_inside_for_a_gang_that_does_not_come(pool: Pool, monkeypat
 
 
 def test_a_place_that_finds_no_room_says_why(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.room.rivals", lambda post, homes, away: ())
     monkeypatch.setattr("actors.room.why_none", lambda post, standing: f"too small for {post.pool}, beside {standing}")
     monkeypatch.setattr("actors.gang.standing", lambda: ["flat.0"])
-    monkeypatch.setattr("actors.tending.build", lambda post, still, away, lacks, room_s: lacks())
+    monkeypatch.setattr("actors.tending.build", lambda post, still, away, lacks, room_s: lacks(NONE))
     (place,) = pool.places["other"]
     place.now(GangState.STARTING, ROOM)
     pool._built(place)
+    assert place.status({}).lack is NONE
     assert place.status({}).waits_for == "room in the cluster: too small for other, beside ['flat.0']"
 
 
@@ -195,8 +237,8 @@ def test_a_start_that_failed_is_tried_again_later_or_where_a_job_asks(
     now = time.time()
     assert not pool._may_start(place, now)
     assert pool._may_start(place, now + 31)
-    place.lacks, place.rivals = "no files here", ("flat.0",)
-    assert not place.status({}).lacks_room  # nobody is to make room for it
+    place.lacks, place.lack = "no files here", NONE
+    assert place.status({}).lack is None  # nobody is to make room for it
     assert not pool._may_start(place, now + 31)
     pool.asking[1] = ("other", Demand(1, 1.0))
     assert pool._may_start(place, now)
@@ -333,7 +375,7 @@ def test_room_that_comes_once_it_is_not_wanted_is_given_back(monkeypatch: pytest
     monkeypatch.setattr(gang, "seek", lambda *_: site)
     monkeypatch.setattr(gang, "abandon", given_back.append)
     post: Any = SimpleNamespace(gpus=0.0)
-    assert build(post, lambda: answers.pop(0), frozenset, lambda: None, 1.0) is None
+    assert build(post, lambda: answers.pop(0), frozenset, lambda lack: None, 1.0) is None
     assert given_back == [site]
 
 
