@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import psycopg
 from alembic import command
@@ -30,6 +31,7 @@ from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import Pool
 
 from farm.errors import Conflict, Fault
 from farm.job import Cause
@@ -51,6 +53,7 @@ SQLITE_TROUBLE = {
     sqlite3.SQLITE_NOTADB,
 }
 DEADLOCK = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_TURNS: WeakKeyDictionary[Pool, threading.RLock] = WeakKeyDictionary()  # of the writers of one SQLite database
 _MIGRATING = threading.Lock()  # Alembic keeps its context in a module
 
 P = ParamSpec("P")
@@ -154,12 +157,28 @@ def _is_outage(error: DBAPIError) -> bool:
     return error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError | psycopg.InterfaceError)
 
 
+@contextmanager
+def _turn(engine: Engine) -> Iterator[None]:
+    """SQLite lets a writer that waits sleep ever longer, up to 0.1 s, and look again: those of one process wait for one
+    another here, and go on at once."""
+    if engine.dialect.name != "sqlite":
+        yield
+        return
+    turn = _TURNS.setdefault(engine.pool, threading.RLock())
+    if not turn.acquire(timeout=BUSY_S):
+        raise DatabaseDown("the database is locked by another thread")
+    try:
+        yield
+    finally:
+        turn.release()
+
+
 def transact(engine: Engine, work: Callable[[Connection], T]) -> T:
     """Run one short transaction; commit it whole or not at all."""
     writer = engine.execution_options(writes=True)
     for attempt in range(1, TRIES + 1):
         try:
-            with outages(), writer.begin() as connection:
+            with _turn(engine), outages(), writer.begin() as connection:
                 return work(connection)
         except DatabaseDown as error:
             original = getattr(error.__cause__, "orig", None)

@@ -51,6 +51,7 @@ class Dispatcher:
         self.group, self.workers, self.lease_s, self.clock = group, workers, lease_s, clock
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self.stopping, self.ended = threading.Event(), threading.Event()
+        self.woken = threading.Event()  # a group has ended, or it is time to stop
         self.head_signed_at = 0.0
         self.flights: dict[Future[Group], InFlight] = {}
         self.outages, self.suspects = Outages(clock), Suspects()
@@ -75,8 +76,9 @@ class Dispatcher:
             thread.start()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="group") as pool:
             while not self.stopping.is_set():
+                self.woken.clear()
                 if not self._survive(lambda: self.step(pool)):
-                    self.stopping.wait(IDLE_S)
+                    self.woken.wait(IDLE_S)
         self.ended.set()
         for thread in threads:
             thread.join(timeout=TIDY_S * 2)
@@ -84,6 +86,7 @@ class Dispatcher:
 
     def stop(self) -> None:
         self.stopping.set()
+        self.woken.set()
 
     def step(self, pool: ThreadPoolExecutor) -> bool:
         """Lease and start one group if there is room and work; true if it did."""
@@ -96,7 +99,9 @@ class Dispatcher:
                 self.outages.over(self.outages.places())
             return False
         flight = InFlight(leases, self.clock())
-        self.flights[pool.submit(self._fly, flight)] = flight
+        future = pool.submit(self._fly, flight)
+        self.flights[future] = flight
+        future.add_done_callback(lambda _: self.woken.set())
         return True
 
     def _lease(self) -> list[Lease]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, bindparam, func, select, true, update
+from sqlalchemy import Connection, Engine, Row, Select, bindparam, func, select, true, update
 from sqlalchemy.exc import IntegrityError
 
 from farm import events, licences, moves, suspects, waiting
@@ -62,6 +62,10 @@ class Finished(Stored):
 STORED = tuple(Stored.__dataclass_fields__)
 SPEC = ("model", "prompt", "seed", "width", "height", "steps", "guidance", "format", "edit")
 WANTED = [*moves.LOCKED, JOB.c.upload_id, JOB.c.reason, *(JOB.c[name] for name in SPEC)]
+# Built once: what every group asks costs more to put together than to answer.
+KNOWN = select(*(VERDICT.c[name] for name in ("job_id", "attempt", "stage", "subject", "id"))).where(
+    VERDICT.c.job_id.in_(bindparam("jobs", expanding=True))
+)
 CLAIM = (
     select(*WANTED)
     .where(JOB.c.lane_id == bindparam("lane"), is_state(State.QUEUED), JOB.c.not_before <= bindparam("now"))
@@ -69,6 +73,19 @@ CLAIM = (
     .limit(bindparam("at_most"))
     .with_for_update(skip_locked=True)
 )
+
+
+def _lanes() -> Select[Any]:
+    priority = (LANE.c.priority + BATCH.c.priority).label("priority")
+    columns = [LANE.c[name] for name in ("id", "project_id", "batch_id", "model", "shape_key", "created_at")]
+    aged = (LANE.c.created_at - priority.element * AGEING_S, LANE.c.id)
+    place = func.row_number().over(partition_by=(LANE.c.project_id, LANE.c.model), order_by=aged)
+    lanes = select(*columns, priority, place.label("place")).join(BATCH, BATCH.c.id == LANE.c.batch_id)
+    ranked = lanes.where(LANE.c.open == true(), BATCH.c.state == "open").subquery()
+    return select(*(ranked.c[name] for name in LaneView.__dataclass_fields__)).where(ranked.c.place <= LANES_SHOWN)
+
+
+LANES = _lanes()
 
 
 class Leasing:
@@ -79,15 +96,8 @@ class Leasing:
     def lanes(self) -> list[LaneView]:
         """Where queued jobs may be had: the first of each project and model, as the scheduler ranks them. A batch that
         is paused, cancelled or still coming in shows none."""
-        priority = (LANE.c.priority + BATCH.c.priority).label("priority")
-        columns = [LANE.c[name] for name in ("id", "project_id", "batch_id", "model", "shape_key", "created_at")]
-        aged = (LANE.c.created_at - priority.element * AGEING_S, LANE.c.id)
-        place = func.row_number().over(partition_by=(LANE.c.project_id, LANE.c.model), order_by=aged)
-        lanes = select(*columns, priority, place.label("place")).join(BATCH, BATCH.c.id == LANE.c.batch_id)
-        ranked = lanes.where(LANE.c.open == true(), BATCH.c.state == "open").subquery()
-        query = select(*(ranked.c[name] for name in LaneView.__dataclass_fields__)).where(ranked.c.place <= LANES_SHOWN)
         with reading(self.engine) as connection:
-            return [LaneView(**row) for row in connection.execute(query).mappings()]
+            return [LaneView(**row) for row in connection.execute(LANES).mappings()]
 
     @transaction
     def claim(
@@ -338,10 +348,9 @@ def _key(lease: Lease, verdict: Verdict) -> tuple[int, int, str, str]:
 
 
 def _known(connection: Connection, jobs: Iterable[int]) -> dict[tuple[int, int, str, str], int]:
-    columns = VERDICT.c.job_id, VERDICT.c.attempt, VERDICT.c.stage, VERDICT.c.subject, VERDICT.c.id
     known: dict[tuple[int, int, str, str], int] = {}
     for some in moves.chunks(jobs):
-        rows = connection.execute(select(*columns).where(VERDICT.c.job_id.in_(some)))
+        rows = connection.execute(KNOWN, {"jobs": some})
         known |= {(job, attempt, stage, subject): id_ for job, attempt, stage, subject, id_ in rows}
     return known
 

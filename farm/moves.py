@@ -53,6 +53,7 @@ NEEDED = {
     "parent_job_id",
 }
 LOCKED = [column for column in JOB.c if column.name in NEEDED]
+LOCK = select(*LOCKED).where(JOB.c.id.in_(bindparam("ids", expanding=True))).order_by(JOB.c.id).with_for_update()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
 def lock(connection: Connection, ids: Iterable[int]) -> dict[int, Row[Any]]:
     locked: dict[int, Row[Any]] = {}
     for some in chunks(sorted(set(ids))):
-        rows = connection.execute(select(*LOCKED).where(JOB.c.id.in_(some)).order_by(JOB.c.id).with_for_update())
+        rows = connection.execute(LOCK, {"ids": some})
         locked |= {row.id: row for row in rows}
     return locked
 

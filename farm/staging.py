@@ -100,8 +100,10 @@ class Staging:
             return self._accept(batch_id, content_sha256, lines)
         except IntegrityError:
             first = self._same_content(batch_id, content_sha256)
-            self.discard(batch_id)
-            return first
+        if first is None:  # it was cancelled just then, which gives its content free
+            return self._accept(batch_id, content_sha256, lines)
+        self.discard(batch_id)
+        return first
 
     @transaction
     def _link(self, connection: Connection, batch_id: int, after: int) -> int | None:
@@ -149,11 +151,11 @@ class Staging:
         audit.append(connection, batch.project_id, batch.submitted_by, "submit", f"batch {batch_id}", now, **counts)
         return batch_id
 
-    def _same_content(self, batch_id: int, content_sha256: str | None) -> int:
+    def _same_content(self, batch_id: int, content_sha256: str | None) -> int | None:
         mine = select(BATCH.c.project_id).where(BATCH.c.id == batch_id).scalar_subquery()
         query = select(BATCH.c.id).where(BATCH.c.project_id == mine, BATCH.c.content_sha256 == content_sha256)
         with reading(self.engine) as connection:
-            return int(connection.execute(query).scalar_one())
+            return connection.execute(query).scalar()
 
     def discard(self, batch_id: int) -> None:
         """Delete a batch that was never accepted, in chunks; what a dying process leaves is collected later."""

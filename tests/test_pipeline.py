@@ -642,6 +642,14 @@ def said(ports: FakePorts) -> tuple[str, str] | None:
     return (found[0]["state"], found[0]["detail"].split(":")[0]) if found else None
 
 
+def test_a_free_place_is_filled_at_once_and_a_stop_is_heard_at_once(
+    ports: FakePorts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.dispatcher.IDLE_S", 60.0)
+    submit(ports, *(NewJob(line=seed, spec=spec(seed=seed)) for seed in range(4)))
+    dispatch_until(Dispatcher(ports, group=1, workers=1), lambda: states(ports) == {"published": 4})
+
+
 def test_an_idle_farm_says_what_is_away_and_when_it_is_back(
     ports: FakePorts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

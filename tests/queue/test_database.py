@@ -10,6 +10,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,36 @@ NEWER_INDEXES = ("job_batch", "job_project", "job_waits")
 START = (
     "import sys; from farm.db import connect, migrate; engine = connect(sys.argv[1]); migrate(engine); engine.dispose()"
 )
+
+
+def test_writers_of_one_process_take_turns_and_readers_do_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = db.connect(f"sqlite:///{tmp_path}/farm.db")
+    began, end = threading.Event(), threading.Event()
+
+    def long(connection: Connection) -> None:
+        connection.execute(text("CREATE TABLE t (a)"))
+        began.set()
+        assert end.wait(10)
+
+    def write(connection: Connection) -> int:
+        return connection.execute(text("INSERT INTO t VALUES (1)")).rowcount
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(db.transact, engine, long)
+        assert began.wait(10)
+        with db.reading(engine) as connection:
+            assert connection.execute(text("SELECT count(*) FROM sqlite_master")).scalar() == 0
+        monkeypatch.setattr(db, "BUSY_S", 0.05)
+        with pytest.raises(db.DatabaseDown, match="another thread"):
+            db.transact(engine, write)
+        monkeypatch.undo()
+        second = pool.submit(db.transact, engine, write)
+        end.set()
+        first.result(10)
+        assert second.result(10) == 1
+    engine.dispose()
 
 
 def test_the_tables_and_the_migrated_schema_agree(desk: Desk) -> None:

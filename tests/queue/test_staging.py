@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -90,6 +91,21 @@ def test_content_that_was_cancelled_may_come_again(desk: Desk) -> None:
     first = desk.submit(count=3, content="same")
     desk.queue.cancel_batch(first, "ann")
     assert desk.submit(count=3, content="same") != first
+
+
+def test_a_twin_that_is_cancelled_just_then_does_not_stand_in_the_way(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, look = desk.submit(count=3, content="same"), desk.queue._same_content
+
+    def too_late(*which: Any) -> int | None:
+        desk.queue.cancel_batch(first, "ann")
+        return look(*which)
+
+    monkeypatch.setattr(desk.queue, "_same_content", too_late)
+    second = desk.submit(count=3, content="same")
+    assert second != first
+    assert desk.states(second) == {"queued": 3}
 
 
 def test_two_who_submit_the_same_at_once_get_one_batch(desk: Desk, another: Callable[[], Engine]) -> None:
