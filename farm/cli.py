@@ -148,6 +148,7 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     from farm.pipeline import Ports
     from farm.scratch import SCRATCH, Scratch
     from provenance.client import SignerClient
+    from safety import places
 
     cluster.foreign_address(settings)  # one that can never be joined is told at once
     engine = connect(settings.database_url)
@@ -155,10 +156,11 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     renderer = Pool(settings, catalogue())
     renderer.start()
     store = open_store(settings)
+    policy = settings.policy and str(Path(settings.policy).absolute())  # Ray's workers live in another folder
     ports = Ports(
         queue=JobQueue(engine, licences=asked(catalogue())),
         renderer=renderer,
-        gate=RemoteGate(settings, "safety.gate:load_gate", [_whole(settings.policy), _whole(settings.encoder)]),
+        gate=RemoteGate(settings, "safety.gate:load_gate", [policy, places.whole(settings.encoder)]),
         signer=SignerClient(settings.signer_socket),
         verifier=OwnVerifier(settings.home),
         store=store,
@@ -193,11 +195,6 @@ class OwnVerifier:
             except Unavailable as error:
                 raise Fault(Cause.SIGNER_DOWN, error.detail) from error
         return self.inner.verify(data, mime)
-
-
-def _whole(place: str) -> str:
-    """Ray's workers live in another folder."""
-    return str(Path(place).absolute()) if place and Path(place).exists() else place
 
 
 def _begin() -> Settings:

@@ -77,7 +77,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Until SIGTERM, SIGINT or `stop()`. In the main thread: children die with the thread that made them."""
-        with _alone(self.home):
+        with alone(self.home):
             before = {number: signal.signal(number, self._stop_signal) for number in (signal.SIGTERM, signal.SIGINT)}
             try:
                 while not self.stopping.is_set():
@@ -124,7 +124,7 @@ class Supervisor:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's Ctrl-C comes to us alone, and what a child leaves has a group
-                preexec_fn=dies_with(os.getpid()),  # noqa: PLW1509 - one thread, and it only makes system calls
+                preexec_fn=dies_with(os.getpid()),  # noqa: PLW1509 - it only makes system calls
             )
 
     def _died(self, kept: Kept, pid: int, code: int) -> None:
@@ -197,7 +197,7 @@ def _kill_group(group: int, number: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
-def _alone(home: Path) -> Iterator[None]:
+def alone(home: Path) -> Iterator[None]:
     """One supervisor a home. The lock goes with the process that holds it, so it is never stale."""
     with (_made(home / "run") / "up.lock").open("a+") as lock:
         try:

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from farm.errors import Fault, NotFound
+from farm.errors import BadInput, Fault, NotFound
 from farm.job import Cause
 from farm.ports import Frame, Lease, Signed
 
 LABEL_HEADER, MANIFEST_HEADER = "x-farm-label", "x-farm-manifest-sha256"
+MAX_PATH = 107  # bytes a Unix socket's path may have
 TIMEOUT = 120.0  # seconds; a large PNG takes a few to encode
+
+
+def check_path(path: Path) -> None:
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise BadInput(f"{path} is too long for a Unix socket", field="signer", fix="set FARM_SIGNER to a shorter path")
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,10 +32,9 @@ from farm.db import connect
 from farm.errors import BadInput, Conflict, FarmError, Fault
 from farm.ports import Frame, Signed
 from farm.store import open_store
-from provenance.client import LABEL_HEADER, MANIFEST_HEADER
+from provenance.client import LABEL_HEADER, MANIFEST_HEADER, check_path
 from provenance.notary import Notary
 
-MAX_PATH = 107  # bytes a Unix socket's path may have
 MAX_SIDE = 16384
 log = logging.getLogger("farm.signer")
 P = ParamSpec("P")
@@ -104,8 +103,7 @@ def listen(path: Path) -> Iterator[socket.socket]:
 
     The lock beside it goes with the process that holds it, however that ends; then the file left behind is stale.
     """
-    if len(os.fsencode(path)) > MAX_PATH:
-        raise BadInput(f"{path} is too long for a Unix socket", field="signer", fix="set FARM_SIGNER to a shorter path")
+    check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("w") as lock, socket.socket(socket.AF_UNIX) as listener:
         try:

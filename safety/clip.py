@@ -23,11 +23,10 @@ from torch import Tensor
 from farm.errors import BadInput, Fault, nearest
 from farm.job import Cause
 from farm.ports import Frame
+from safety.places import FILE, HUB, check_file, check_folder, parts
 
-TINY = Path(__file__).parent / "tiny_clip"
 VIEWS = "whole+centre+squares+tiles of two thirds, half overlapping"
 BATCH = 64  # views in one pass
-CONFIG = "open_clip_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,29 +111,25 @@ def as_image(frame: Frame) -> Image.Image:
 def load_encoder(name: str = "", device: str = "cpu") -> Encoder:
     """`name`: a folder (open_clip's local-dir layout, with or without that prefix), hf-hub:OWNER/REPO, or
     ARCHITECTURE@FILE.safetensors; empty: the bundled tiny one. Raises Fault(GATE_DOWN) where it is not there."""
-    architecture, _, file = name.partition("@")
-    if file:
-        return _from_file(architecture, Path(file), device)
-    return _from_folder(_folder(name), device)
+    before, place = parts(name)
+    if before.endswith(FILE):
+        return _from_file(before.removesuffix(FILE), Path(place), device)
+    return _from_folder(_fetched(place) if before == HUB else Path(place), device)
 
 
-def _folder(name: str) -> Path:
-    if not name:
-        return TINY
-    if not name.startswith("hf-hub:"):
-        return Path(name.removeprefix("local-dir:"))
+def _fetched(repository: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
-        return Path(snapshot_download(name.removeprefix("hf-hub:"), allow_patterns=wanted))
+        return Path(snapshot_download(repository, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise Fault(Cause.GATE_DOWN, f"the gate's encoder {name} could not be fetched: {error}") from error
+        raise Fault(Cause.GATE_DOWN, f"the gate's encoder {repository} could not be fetched: {error}") from error
 
 
 def _from_folder(folder: Path, device: str) -> Encoder:
-    _check(folder)
+    check_folder(folder)
     files = {str(path.relative_to(folder)): file_hash(path) for path in _files(folder)}
     return _open(f"local-dir:{folder.absolute()}", None, files, device)
 
@@ -143,23 +138,10 @@ def _from_file(architecture: str, weights: Path, device: str) -> Encoder:
     if architecture not in open_clip.list_models():
         fix = nearest(architecture, open_clip.list_models())
         raise BadInput(f"open_clip has no architecture {architecture!r}", field="encoder", fix=fix)
-    if weights.suffix != ".safetensors":
-        raise BadInput(f"{weights} is not safetensors", field="encoder", fix="convert it; nothing is unpickled here")
-    if not weights.is_file():
-        raise Fault(Cause.GATE_DOWN, f"the gate's encoder is missing: no file {weights}")
+    check_file(weights)
     bundled = Path(open_clip.tokenizer.default_bpe())
     files = {"weights": file_hash(weights), "vocabulary": file_hash(bundled)}
     return _open(architecture, str(weights), files, device)
-
-
-def _check(folder: Path) -> None:
-    """Left with a choice, open_clip would also take a pickle; it gets none."""
-    if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
-        what = f"{folder} needs {CONFIG} and a safetensors file"
-        raise Fault(Cause.GATE_DOWN, f"the gate's encoder is missing: {what}")
-    for path in folder.iterdir():
-        if path.suffix in (".bin", ".pt", ".pth"):
-            raise BadInput(f"{path} may be a pickle", field="encoder", fix="take it out; only safetensors are read")
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from farm.commands import doctor, starting
 from farm.commands.beforehand import default_model, ready_models
 from farm.config import PoolSpec, Settings
-from farm.errors import BadInput
+from farm.errors import BadInput, FarmError
+from safety import places
+from safety.policy import DEMO
 from tests.chaos.victims import free_port
 from tests.flux.test_weights_check import real_comfyui
 
@@ -45,3 +51,81 @@ def test_a_default_model_that_nobody_draws_is_told_before_anything_starts(tmp_pa
     assert not settings.home.exists()
     found = doctor._run("models", doctor.CHECKS["models"], settings)
     assert (found.ok, found.fix) == (False, "did you mean 'flux1-schnell'?")
+
+
+def test_a_farm_that_could_not_judge_does_not_start(tmp_path: Path) -> None:
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("name: [")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"policy": "/nope"}, "cannot read the policy /nope: No such file"),
+        ({"policy": str(policy)}, "the policy is not plain YAML"),
+        ({"encoder": f"local-dir:{clip}"}, f"{clip} needs open_clip_config.json and a safetensors file"),
+        ({"encoder": "ViT-L-14@nope.safetensors"}, "no file nope.safetensors"),
+        ({"encoder": f"ViT-L-14@{policy}"}, "is not safetensors"),
+    ]
+    for told, says in cases:
+        settings = Settings(home=tmp_path / "home", port=free_port(), **told)
+        with pytest.raises(FarmError, match=says):
+            starting.prepare(settings)
+        found = doctor._run("gate", doctor.CHECKS["gate"], settings)
+        assert not found.ok
+        assert says in found.detail
+        assert not settings.home.exists()
+    shutil.copytree(places.TINY, clip, dirs_exist_ok=True)
+    settings = Settings(home=tmp_path, encoder=f"local-dir:{clip}", policy=str(DEMO))
+    assert doctor._run("gate", doctor.CHECKS["gate"], settings).ok
+
+
+def test_whether_a_gate_is_there_is_told_without_torch() -> None:
+    program = (
+        "import sys; from farm.commands.beforehand import gate; from farm.config import Settings\n"
+        "gate(Settings()); print({'torch', 'open_clip'} & sys.modules.keys())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
+
+
+def test_an_encoder_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, whole in (
+        ("clip", f"{tmp_path}/clip"),
+        ("local-dir:a@b/clip", f"local-dir:{tmp_path}/a@b/clip"),
+        ("ViT-L-14@w.safetensors", f"ViT-L-14@{tmp_path}/w.safetensors"),
+        ("hf-hub:owner/name", "hf-hub:owner/name"),
+        ("", ""),
+    ):
+        assert places.whole(name) == whole
+
+
+def test_an_address_that_nothing_here_listens_on_is_not_a_port_that_is_taken(tmp_path: Path) -> None:
+    for host in ("256.1.1.1", "192.0.2.1", "x" * 70):
+        settings = Settings(home=tmp_path / "home", host=host, port=free_port())
+        with pytest.raises(BadInput, match=rf"host: nothing can listen on {host}:.*set FARM_HOST"):
+            starting.prepare(settings)
+        assert "FARM_HOST" in doctor._run("port", doctor.CHECKS["port"], settings).fix
+    assert not settings.home.exists()
+
+
+def test_a_home_too_deep_for_the_signer_s_socket_is_told(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / ("x" * 100), port=free_port())
+    with pytest.raises(BadInput, match="is too long for a Unix socket"):
+        starting.prepare(settings)
+    assert doctor._run("signer", doctor.CHECKS["signer"], settings).fix == "set FARM_SIGNER to a shorter path"
+
+
+def test_a_damaged_database_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "farm.db").write_text("no database " * 99)
+    settings = Settings(home=tmp_path, port=free_port())
+    with pytest.raises(FarmError, match=r"farm\.db: file is not a database \(put a copy in its place"):
+        starting.prepare(settings)
+    found = doctor._run("database", doctor.CHECKS["database"], settings)
+    assert found.detail == f"sqlite:///{tmp_path}/farm.db: file is not a database"
+    assert found.fix.startswith("put a copy in its place")
+
+
+def test_the_doctor_leaves_a_home_that_is_not_there_to_the_farm(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", port=free_port())
+    for name in ("home", "disk", "database", "store"):
+        doctor._run(name, doctor.CHECKS[name], settings)
+    assert not settings.home.exists()

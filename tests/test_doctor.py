@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 
 from farm.client import FarmClient
 from farm.commands import doctor
+from farm.commands.beforehand import database_fix
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault, Unavailable
 from farm.job import Cause
@@ -102,7 +103,7 @@ def test_a_folder_of_models_that_is_not_there_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_what_postgresql_says_decides_the_advice(detail: str, fix: str) -> None:
-    assert fix in doctor._database_fix(make_url("postgresql://ann@db:5433/nodb"), detail)
+    assert fix in database_fix(make_url("postgresql://ann@db:5433/nodb"), detail)
 
 
 def test_the_log_that_is_named_is_the_real_one(tmp_path: Path) -> None:

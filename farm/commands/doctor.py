@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.commands.beforehand import default_model, ready_models
+from farm.commands.beforehand import database_fix, default_model, gate, port_is_free, ready_models
 from farm.commands.output import as_json
 from farm.commands.session import open_store
 from farm.errors import FarmError, Fault, Unavailable
@@ -26,8 +24,6 @@ from farm.job import Cause
 from farm.waiting import in_words
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
-
     from farm.config import Settings
 
 PACKAGES = ("torch", "ray", "transformers", "open_clip_torch", "c2pa-python", "fastapi", "sqlmodel", "pillow")
@@ -113,26 +109,16 @@ def _database(settings: Settings) -> tuple[bool, str, str]:
             version(connection)
         missing = required_triggers(engine) - triggers(engine)
     except Fault as error:
-        return False, error.detail, _database_fix(url, error.detail)
+        there = url.get_backend_name() != "sqlite" or Path(url.database or "").exists()
+        return False, f"{shown}: {error.detail}", database_fix(url, error.detail) if there else "`farm up` makes it"
     trouble = f"{shown} is not migrated, or its triggers were changed"
     return not missing, trouble if missing else shown, "`farm up` mends it"
 
 
-def _database_fix(url: URL, detail: str) -> str:
-    """What to do about a database that does not answer."""
-    if url.get_backend_name() == "sqlite":
-        return "`farm up` makes it" if not Path(url.database or "").exists() else "see who holds it, and its disk"
-    where = [("-h", url.host), ("-p", url.port), ("-U", url.username)]
-    options = [part for flag, value in where if value for part in (flag, str(value))]
-    if re.search(r'database ".*" does not exist', detail):
-        return shlex.join(["createdb", *options, url.database or ""])
-    if "refused" in detail or "No such file" in detail:
-        return "start PostgreSQL there, or correct the host and the port in FARM_DATABASE"
-    return "see that FARM_DATABASE names a database that answers, and a user who may use it"
-
-
 def _store(settings: Settings) -> tuple[bool, str, str]:
     store = open_store(settings)
+    if not settings.store and not settings.home.exists():
+        return True, f"{settings.store_url} is not there yet", ""
     key = store.put(b"farm doctor was here")
     store.delete(key)
     return True, f"{settings.store_url} can be written", ""
@@ -183,23 +169,10 @@ def _port(settings: Settings) -> tuple[bool, str, str]:
     return True, f"{settings.host}:{settings.port} is the farm's", ""
 
 
-def family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def port_is_free(host: str, port: int) -> bool:
-    with socket.socket(family(host)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
 def _signer(settings: Settings) -> tuple[bool, str, str]:
-    from provenance.client import SignerClient
+    from provenance.client import SignerClient, check_path
 
+    check_path(settings.signer_socket)
     health = SignerClient(settings.signer_socket, timeout=5.0).health()
     return True, f"answers on {settings.signer_socket}, renews its key {health['renew_at'][:10]}", ""
 
@@ -217,6 +190,12 @@ def _models(settings: Settings) -> tuple[bool, str, str]:
     default = default_model(settings, ready)
     told = f"a line that names none means {default}" if default else "each line must name one, or FARM_DEFAULT_MODEL"
     return bool(ready), f"ready: {', '.join(ready) or 'none'}; {told}", "`farm models ls` says which files are missing"
+
+
+def _gate(settings: Settings) -> tuple[bool, str, str]:
+    policy = gate(settings)
+    encoder = settings.encoder or "the bundled tiny encoder"
+    return True, f"policy {policy.name} ({policy.hash[:12]}), {encoder}", ""
 
 
 def _device(settings: Settings) -> tuple[bool, str, str]:
@@ -242,6 +221,7 @@ CHECKS: dict[str, Callable[[Settings], tuple[bool, str, str]]] = {
     "python": _python,
     "packages": _packages,
     "models": _models,
+    "gate": _gate,
     "device": _device,
     "home": _home,
     "disk": _disk,

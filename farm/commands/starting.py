@@ -13,15 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from farm.commands.beforehand import default_model, ready_models
-from farm.commands.doctor import family, port_is_free
+from farm.commands.beforehand import database_fix, default_model, family, gate, port_is_free, ready_models
 from farm.commands.output import say
 from farm.commands.session import kept_key, key_path, open_client, open_store
-from farm.errors import Conflict, FarmError, Unavailable
-from farm.supervisor import GRACE_S, Child, Supervisor, dies_with
+from farm.errors import Conflict, FarmError, Fault, Unavailable
+from farm.supervisor import GRACE_S, Child, Supervisor, alone, dies_with
 from farm.waiting import in_words
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from farm.access import Access
     from farm.config import Settings
 
@@ -40,23 +41,35 @@ def make_home(settings: Settings) -> None:
 def prepare(settings: Settings) -> Path:
     """Migrate the database and see that the first key works; returns where that key is."""
     from farm.access import Access
-    from farm.db import connect, migrate
-    from farm.supervisor import _alone as alone
+    from provenance.client import check_path
 
     if not port_is_free(settings.host, settings.port):
         raise Conflict(
             f"{settings.host}:{settings.port} is taken", fix="is a farm running already? else choose another FARM_PORT"
         )
+    check_path(settings.signer_socket)
+    gate(settings)
     default_model(settings, ready_models(settings))
     open_store(settings)  # what cannot be opened at all is told here, not in the log of each child
     make_home(settings)
     with alone(settings.home):  # else a second farm would say where its pages are, and then that it cannot run
         pass
-    engine = connect(settings.database_url)
-    migrate(engine)
+    engine = _migrated(settings.database_url)
     path = _first_key(settings, Access(engine))
     engine.dispose()
     return path
+
+
+def _migrated(database_url: str) -> Engine:
+    from farm.db import connect, migrate
+
+    engine = connect(database_url)
+    try:
+        migrate(engine)
+    except Fault as error:
+        shown = engine.url.render_as_string(hide_password=True)
+        raise Unavailable(f"{shown}: {error.detail}", fix=database_fix(engine.url, error.detail)) from error
+    return engine
 
 
 def _first_key(settings: Settings, access: Access) -> Path:

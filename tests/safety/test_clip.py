@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from farm.errors import BadInput, Fault
 from farm.job import Cause
-from safety.clip import TINY, load_encoder, unit, views
+from safety.clip import load_encoder, unit, views
 from safety.gate import ClipGate
+from safety.places import TINY
 from tests.safety.conftest import flat, some
 
 sides = st.integers(1, 2000)

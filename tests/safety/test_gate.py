@@ -13,8 +13,9 @@ from torch import Tensor
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Frame, Gate, Outcome, Stage, Verdict
-from safety.clip import TINY, Encoder, load_encoder, views
+from safety.clip import Encoder, load_encoder, views
 from safety.gate import FLAT_WORDS, ClipGate, load_gate
+from safety.places import TINY
 from safety.policy import DEMO, load, parse
 from tests.safety.conftest import flat, shape_at, some
 
