@@ -193,6 +193,8 @@ def test_one_large_gang_goes_rather_than_several_small_ones_of_the_same_worth() 
     assert press(rivals([COLD], [WARM], gangs=[*older, large, place])) == gone("tiny.9")
     idle = [replace(one, model="idle") for one in older]
     assert press(rivals([COLD], [WARM], gangs=[*idle, large, place])) == gone(*NAMES), "who have nothing to do"
+    both = [*idle, replace(large, model="idle"), place]
+    assert press(rivals([COLD], [WARM], gangs=both)) == gone("tiny.9")
 
 
 def test_those_behind_leave_alone_what_the_first_in_line_waits_for() -> None:
@@ -205,7 +207,7 @@ def test_those_behind_leave_alone_what_the_first_in_line_waits_for() -> None:
     scene = rivals([first, small], [WARM], gangs=[young, idle, *both], **spent)
     assert press(scene) is None
     assert press(replace(scene, gangs=[young, idle, both[1]])) == gone("idle.1", model="small")
-    low = replace(first, priority=-1)
+    low = replace(first, priority=-9)
     assert press(replace(scene, lanes=[low, small, WARM])) == gone("idle.1", model="small"), (
         "which it does not wait for"
     )
