@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,7 +30,8 @@ class Bundle:
     gpus: int
     labels: Mapping[str, str] = field(default_factory=dict)
     gpu_bytes: int = 0  # that each of its GPUs must have
-    host_bytes: int = 0  # of all its ranks, where they run on CPUs
+    host_bytes: int = 0  # of all its ranks, where they run on CPUs or their blocks stream
+    whole_bytes: float = math.inf  # of each GPU: with that much nothing streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +85,13 @@ def take(room: Room, bundle: Bundle) -> Room | None:
         return None
     if room.host_bytes is None:
         return replace(room, cpus=room.cpus - bundle.cpus, gpus=gpus)
-    host = room.host_bytes - bundle.host_bytes
+    host = room.host_bytes - held_by_host(node, bundle)
     return replace(room, cpus=room.cpus - bundle.cpus, gpus=gpus, host_bytes=host) if host >= 0 else None
+
+
+def held_by_host(node: Node, bundle: Bundle) -> int:
+    """A GPU of which nobody knows the memory is taken to hold all."""
+    return 0 if bundle.whole_bytes <= (node.gpu_bytes or sys.maxsize) else bundle.host_bytes
 
 
 def take_gpus(left: tuple[int, ...], wanted: int) -> tuple[int, ...] | None:

@@ -6,17 +6,17 @@ Ranks that share the matrices lie on one node; those that share an image's token
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import TypeVar
 
-from actors.flux.memory import streaming_bytes
+from actors.flux.memory import block_bytes, streaming_bytes
 from actors.flux.names import Part
-from actors.flux.quant import fp8_of
-from actors.flux.shapes import T5Sizes
-from actors.flux.sharding import check, shares
-from actors.placing import UNIT, Bundle, Node, Room, has_labels, place, units
+from actors.flux.sharding import check
+from actors.notes import in_fp8, notes_on
+from actors.placing import UNIT, Bundle, Node, Room, has_labels, held_by_host, place, units
 from actors.plan import device_of, divided, precision_of
 from actors.stages import Stage
 from actors.weighing import Stored, gigabytes, kept, needed, room_bytes
@@ -97,6 +97,7 @@ def alone(
     each = {part: sum(held.values()) for part, held in kept(pool, stored).items()}
     why = [*faults_of(pool, stored), *no_room(pool, bundle, rooms)]
     gangs = [] if why else gangs_of(pool, bundle, rooms, pool.max)[0]
+    whole = bundle_of(pool, stored, "never")
     return Planned(
         pool=pool.called,
         stages=[str(stage) for stage in stages],
@@ -123,7 +124,7 @@ def alone(
         where=gangs[:1],
         fits="no" if why else "yes",
         why=why,
-        notes=notes_on(pool, stored, rooms, offload),
+        notes=notes_on(pool, stored, [room.node for room in rooms], offload, bundle.gpu_bytes, whole.gpu_bytes),
     )
 
 
@@ -142,6 +143,18 @@ def fewer(row: Planned, where: list[list[str]], pools: Sequence[PoolSpec]) -> Pl
     beside = f" beside what is kept warm of {others}" if others else ""
     why = f"{row.min} gangs are to be kept warm, and{beside} the nodes have room for {len(where)}"
     return replace(row, fits="fewer", where=where or row.where, why=[why])
+
+
+def left_to_the_nodes(pools: Iterable[PoolSpec], settings: Settings) -> set[str]:
+    """The rows of those that leave it open what they are drawn on."""
+    crews = [crew for pool in pools for _, crew in divided(pool)]
+    return {crew.called for crew in crews if crew.gpus is None and (crew.device or settings.device) == "auto"}
+
+
+def on_cpus_now(row: Planned) -> Planned:
+    """Of such a row, on a cluster that may grow."""
+    says = "device is auto and no node has a GPU now, so CPUs are asked for: say cuda where nodes with GPUs are to come"
+    return replace(row, notes=[*row.notes, says]) if row.device == "cpu" else row
 
 
 def faults_of(pool: PoolSpec, stored: Stored) -> list[str]:
@@ -186,14 +199,15 @@ def no_room(pool: PoolSpec, bundle: Bundle, rooms: Sequence[Room]) -> list[str]:
 
 def no_memory(bundle: Bundle, who: str, rooms: Sequence[Room]) -> list[str]:
     """What no one of these nodes has, where the memory of them all is known."""
-    wanted = bundle.gpu_bytes if bundle.gpus else bundle.host_bytes
-    known = [room.node.gpu_bytes if bundle.gpus else room.node.host_bytes for room in rooms]
-    most = max((nbytes for nbytes in known if nbytes is not None), default=0)
-    if None in known or wanted <= most:
-        return []
-    if bundle.gpus:
-        return [f"a rank needs a GPU of {gigabytes(wanted)}, and the largest has {gigabytes(most)}"]
-    return [f"{who} {gigabytes(wanted)} of memory, and the largest node has {gigabytes(most)}"]
+    nodes = [room.node for room in rooms if room.node.gpus or not bundle.gpus]
+    most = max((node.gpu_bytes or sys.maxsize for node in nodes), default=0)
+    if bundle.gpu_bytes > most:
+        return [f"a rank needs a GPU of {gigabytes(bundle.gpu_bytes)}, and the largest has {gigabytes(most)}"]
+    most = max(node.host_bytes or sys.maxsize for node in nodes)
+    if most < min(held_by_host(node, bundle) for node in nodes):
+        what = "memory for the blocks that stream" if bundle.gpu_bytes else "memory"
+        return [f"{who} {gigabytes(bundle.host_bytes)} of {what}, and the largest node has {gigabytes(most)}"]
+    return []
 
 
 def _side_by_side(pool: PoolSpec, bundle: Bundle, which: str, rooms: Sequence[Room]) -> str:
@@ -203,53 +217,20 @@ def _side_by_side(pool: PoolSpec, bundle: Bundle, which: str, rooms: Sequence[Ro
     return f"a gang has {pool.sequence} members of {each}{memory}, each on one node; {which} have room for {found}"
 
 
-def notes_on(pool: PoolSpec, stored: Stored, rooms: Sequence[Room], offload: str) -> list[str]:
-    """What is no reason against it, and worth knowing."""
-    notes = fp8_notes(pool, stored)
-    t5 = stored.parts.get("t5")
-    if t5 is not None and isinstance(t5.sizes, T5Sizes) and not shares(t5.sizes, pool.tensor):
-        notes.append(f"{pool.tensor} ranks cannot share the {t5.sizes.num_heads} heads of T5: each has it whole")
-    if streamed(pool, offload):
-        whole = bundle_of(pool, stored, "never").gpu_bytes
-        known = [room.node.gpu_bytes for room in rooms if room.node.gpu_bytes and has_labels(room.node, pool.labels)]
-        if offload == "always" or (known and max(known) < whole):
-            notes.append(f"blocks stream from the memory of the host: whole, a rank needs {gigabytes(whole)}")
-    return notes
-
-
-def in_fp8(pool: PoolSpec, stored: Stored) -> list[Part]:
-    return [part for part, report in stored.parts.items() if report.keeps(fp8_of(pool.precision, pool.device))]
-
-
-def fp8_notes(pool: PoolSpec, stored: Stored) -> list[str]:
-    kept, computed = in_fp8(pool, stored), precision_of(pool.precision, pool.device)
-    has = {part: "fp8" in report.precision or bool(report.fp8) for part, report in stored.parts.items()}
-    said = {
-        f"in fp8 in the files and in memory, widened to {computed} for each product": [p for p in kept if has[p]],
-        f"in fp8 in the files, widened to {computed} when read": [p for p in has if has[p] and p not in kept],
-        "rounded to fp8 when read": [p for p in kept if not has[p]],
-    }
-    return [f"{' and '.join(parts)} {what}" for what, parts in said.items() if parts]
-
-
 def bundle_of(pool: PoolSpec, stored: Stored, offload: str = "never") -> Bundle:
     """One member of a gang. Where blocks may stream, the memory asked for is what is needed then."""
     gpus = pool.gpus or 0.0
-    parts = kept(pool, stored)
-    if streamed(pool, offload):
-        weights = sum(streaming_bytes(held) for held in parts.values())
-    else:
-        weights = sum(sum(held.values()) for held in parts.values())
-    each = weights + room_bytes(pool, stored) if parts else 0
-    on_gpu = pool.device == "cuda"
-    return Bundle(
-        units(pool.cpus * pool.tensor),
-        units(gpus * pool.tensor),
-        pool.labels,
-        gpu_bytes=ceil(each / min(gpus, 1.0)) if on_gpu and gpus else 0,
-        host_bytes=0 if on_gpu else each * pool.tensor,
+    parts = kept(pool, stored).values()
+    working = room_bytes(pool, stored) if parts else 0
+    whole = sum(sum(held.values()) for held in parts) + working
+    bundle = Bundle(units(pool.cpus * pool.tensor), units(gpus * pool.tensor), pool.labels)
+    if pool.device == "cpu":
+        return replace(bundle, host_bytes=whole * pool.tensor)
+    if offload == "never":
+        return replace(bundle, gpu_bytes=math.ceil(whole / min(gpus, 1.0)))
+    return replace(
+        bundle,
+        gpu_bytes=math.ceil((sum(map(streaming_bytes, parts)) + working) / min(gpus, 1.0)),
+        host_bytes=pool.tensor * sum(sum(block_bytes(held).values()) for held in parts),
+        whole_bytes=math.inf if offload == "always" else whole / min(gpus, 1.0),
     )
-
-
-def streamed(pool: PoolSpec, offload: str) -> bool:
-    return pool.device == "cuda" and offload != "never"

@@ -66,7 +66,7 @@ class GangSpec(BaseModel):
     min: int = Field(0, ge=0, le=1024, description="gangs that are kept warm, asked for or not")
     max: int = Field(1, ge=1, le=1024, description="gangs at most")
     idle_s: float = Field(600.0, gt=0, description="seconds without a job after which a gang above min goes")
-    cpus: float = Field(1.0, gt=0, description="CPUs of one rank")
+    cpus: float = Field(1.0, gt=0, description="CPUs of one rank: so many threads compute there, and no more")
     gpus: float | None = Field(None, ge=0, description="GPUs of one rank; unset: 1 where the device is a GPU")
     labels: dict[LabelName, LabelValue] = Field({}, description="labels of Ray that its nodes must have")
 

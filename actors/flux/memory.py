@@ -39,12 +39,18 @@ def shared(sizes: Sizes, ranks: int) -> Shapes:
 
 def streaming_bytes(held: Mapping[str, int]) -> int:
     """All that is in no block, and two blocks: the one that is at work, and the next."""
+    blocks = block_bytes(held)
+    return sum(held.values()) - sum(blocks.values()) + 2 * max(blocks.values(), default=0)
+
+
+def block_bytes(held: Mapping[str, int]) -> dict[str, int]:
+    """What waits in the memory of the host while blocks stream."""
     blocks: dict[str, int] = {}
     for name, nbytes in held.items():
         if is_block(name):
             block = ".".join(name.split(".")[: 3 if name.startswith("encoder.") else 2])
             blocks[block] = blocks.get(block, 0) + nbytes
-    return sum(held.values()) - sum(blocks.values()) + 2 * max(blocks.values(), default=0)
+    return blocks
 
 
 def room_bytes(parts: Iterable[Sizes], precision: str) -> int:

@@ -22,19 +22,21 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 def plan(json_: Json = False) -> None:
     """Say what each pool would place where, what it takes, and why it does not fit; nothing is started. Exit code 1 if
     a pool of farm.toml does not fit."""
+    from actors.cluster import foreign_address
     from actors.models import catalogue
     from actors.nodes import nodes_of
     from actors.plan import divided, pools_of
-    from actors.planning import planned, settled
+    from actors.planning import left_to_the_nodes, on_cpus_now, planned, settled
     from actors.weighing import stored_in
     from farm import config
 
     settings, cards = config.load(), catalogue()
     pools = pools_of(settings, cards)
     seen, nodes = nodes_of(settings)
+    auto = left_to_the_nodes(pools, settings) if foreign_address(settings) else set()
     pools = tuple(settled(one, settings, any(node.gpus for node in nodes)) for one in pools)
     stored = {one.called: stored_in(cards[one.model], one.weights) for one in pools}
-    rows = planned(pools, stored, nodes, settings.offload)
+    rows = [on_cpus_now(row) if row.pool in auto else row for row in planned(pools, stored, nodes, settings.offload)]
     if json_:
         as_json({"seen": seen, "nodes": [asdict(node) for node in nodes], "pools": [asdict(row) for row in rows]})
     else:

@@ -21,7 +21,7 @@ from actors.flux.sizes import Differences
 from actors.models import TINY_FOLDER
 from actors.placing import UNIT, Node, answers, take_gpus
 from actors.plan import divided
-from actors.planning import Planned, planned, settled
+from actors.planning import Planned, left_to_the_nodes, on_cpus_now, planned, settled
 from actors.weighing import Stored, stored_in
 from farm.config import GangSpec, PoolSpec, Settings
 from tests.flux.test_weights_check import real_comfyui
@@ -224,10 +224,46 @@ def test_a_gpu_too_small_is_a_reason_unless_blocks_may_stream(tmp_path: Path) ->
     assert rows[0].why == ["a rank needs a GPU of 37.0 GB, and the largest has 24.0 GB"]
     (streams, _) = planned([*specs.values()], dict.fromkeys(specs, stored), nodes)
     assert streams.notes == ["blocks stream from the memory of the host: whole, a rank needs 37.0 GB"]
-    unknown = planned([specs["whole"]], {"whole": stored}, [Node("a", 8, 2)], "never")
-    assert unknown[0].fits == "yes", "no one can tell"
+    for offload, says in (("never", "37.0 GB"), ("auto", "6.2 GB, or 37.0 GB for blocks not to stream")):
+        (unknown,) = planned([specs["whole"]], {"whole": stored}, [Node("a", 8, 2), Node("b", 8)], offload)
+        assert unknown.fits == "yes", "no one can tell"
+        assert unknown.notes == [f"the GPU memory of a is not known: a rank needs {says}"]
     half = planned([pool("half", gpus=0.5)], {"half": stored}, [Node("a", 8, 2, {}, 48 * 10**9)], "never")
     assert half[0].why == ["a rank needs a GPU of 73.9 GB, and the largest has 48.0 GB"]
+
+
+def test_blocks_that_stream_take_memory_of_their_host(tmp_path: Path) -> None:
+    stored = {"p": stored_in(DEV, str(real_comfyui(tmp_path)))}
+    spec = pool(gpus=1.0, max=4)
+
+    def row(gpu: int, host: int, offload: str = "auto") -> Planned:
+        return planned([spec], stored, [Node("a", 8, 4, {}, gpu * 10**9, host * 10**9)], offload)[0]
+
+    assert [row(24, host).gangs for host in (32, 64, 128, 256)] == [0, 1, 3, 4]
+    assert row(24, 32).why == [
+        "a rank needs 32.9 GB of memory for the blocks that stream, and the largest node has 32.0 GB"
+    ]
+    assert [row(48, 32, offload).gangs for offload in ("auto", "never", "always")] == [4, 4, 0], "48 GB hold all of it"
+
+
+def test_threads_left_unused_are_told() -> None:
+    row = one(pool(cpus=2.5), [Node("a", 4), Node("b", 64)])
+    assert row.notes == ["a rank computes with 2 threads, as many as its cpus, and there is a node of 64 CPUs"]
+    assert one(pool(cpus=16.0), [Node("b", 64)]).notes != []
+    assert one(pool(cpus=17.0), [Node("b", 64)]).notes == []
+    assert one(pool(cpus=17.0), [Node("b", 64)]).notes == one(pool(gpus=1.0), [Node("b", 64, 1)]).notes == []
+
+
+def test_a_pool_that_takes_what_there_is_is_told_when_that_is_no_gpu() -> None:
+    pools = [
+        PoolSpec(model="tiny", name="open", encoders=GangSpec(device="cpu")),
+        PoolSpec(model="tiny", name="named", device="cuda"),
+    ]
+    assert left_to_the_nodes(pools, Settings()) == {"open"}
+    assert left_to_the_nodes(pools, Settings(device="cuda")) == set()
+    for there, told in ((False, True), (True, False)):
+        (row,) = plan_of([settled(PoolSpec(model="tiny", name="open"), Settings(), there)], [])
+        assert any("device is auto and no node has a GPU now" in note for note in on_cpus_now(row).notes) is told
 
 
 def test_stages_apart_are_rows_of_their_own_and_their_weights_are_not_with_the_others(tmp_path: Path) -> None:
