@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from farm.errors import Fault
+from farm.job import CAUSES, Cause, Payer
+
 STRIKES = 3  # different jobs in a row
 REST_S, LONGEST_S = 30.0, 1800.0
 
@@ -30,3 +33,16 @@ class Form:
 
 def rest_s(rests: int) -> float:
     return min(REST_S * 2.0 ** min(rests, 16), LONGEST_S)
+
+
+def may_be_the_gang_s(fault: Fault) -> bool:
+    return CAUSES[fault.cause] is Payer.GANG or fault.cause is Cause.RENDER_ERROR
+
+
+def charged(fault: Fault, benched: bool, again: bool) -> Fault:
+    """What it costs once it is known whether others fail there, too, and whether the gang before did on that node."""
+    if benched and fault.cause is Cause.RENDER_ERROR:
+        return Fault(Cause.GANG_DIED, f"{fault.detail} (as {STRIKES} jobs in a row)", gang=fault.gang)
+    if again and CAUSES[fault.cause] is Payer.GANG:
+        return Fault(Cause.NODE_FAILED, f"as the gang before it on that node: {fault}", gang=fault.gang)
+    return fault

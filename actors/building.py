@@ -55,7 +55,8 @@ def _has_room(
         if ray.wait([site.ready], timeout=LOOK_S)[0]:
             ray.get(site.ready)
             return still()  # the room of a gang that has just gone may be another's, who needs it more
-        if time.monotonic() - since > room_s and still():  # which has just seen the head: another one must not be asked
+        late = time.monotonic() - since > room_s and site.away == away()
+        if late and still():  # which has just seen the head: another one must not be asked
             since = time.monotonic()
             lack = room.lack(post, site.away)
             unused = sorted(gang.unused(), key=gang.born)

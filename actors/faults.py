@@ -21,7 +21,7 @@ CAUSE_OF: dict[str, Cause] = {
     "GetTimeoutError": Cause.GANG_HUNG,
     "RayActorError": Cause.GANG_DIED,
     "WorkerCrashedError": Cause.GANG_DIED,
-    "NodeDiedError": Cause.GANG_DIED,
+    "NodeDiedError": Cause.NODE_FAILED,
     "ObjectLostError": Cause.GANG_DIED,
     "ActorPlacementGroupRemoved": Cause.GANG_DIED,
     "ActorUnschedulableError": Cause.GANG_DIED,
@@ -48,6 +48,7 @@ DEVICE_WORDS = (
 )
 DISC = frozenset({errno.EIO, errno.ENOSPC, errno.ESTALE})  # the node's, whatever job meets it
 LONGEST_DETAIL = 500
+NODE_DIED = "the actor died because its node has died"
 EXIT = re.compile(r"Worker exit detail: ([^.]+)")
 
 
@@ -62,7 +63,7 @@ def fault_of(error: BaseException, gang: str | None = None, otherwise: Cause = C
 
 def ends_gang(fault: Fault) -> bool:
     """A gang that met this is not trusted with another job."""
-    return CAUSES[fault.cause] is Payer.GANG or fault.cause is Cause.RAY_GONE
+    return CAUSES[fault.cause] is Payer.GANG or fault.cause in (Cause.NODE_FAILED, Cause.RAY_GONE)
 
 
 def lost_before_it_began(error: BaseException) -> bool:
@@ -85,6 +86,8 @@ def _cause(error: BaseException) -> Cause | None:
         return Cause.GANG_DIED
     if isinstance(error, OSError) and error.errno in DISC:
         return Cause.GANG_DIED
+    if getattr(error, "preempted", False) or NODE_DIED in text:
+        return Cause.NODE_FAILED
     known = (CAUSE_OF.get(kind.__name__) for kind in type(error).__mro__)
     return next((cause for cause in known if cause is not None), None)
 

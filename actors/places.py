@@ -35,7 +35,8 @@ class Place:
     lock: threading.Lock = field(default_factory=threading.Lock)
     gang: Gang | None = None
     connection: str = ""  # the one the gang's handles belong to
-    homes: tuple[str, ...] = ()  # the nodes the gang lies on
+    homes: tuple[str, ...] = ()  # the nodes the gang lies on, or the last one lay
+    shunned: frozenset[str] = frozenset()  # nodes where its gangs failed, and have drawn nothing since
     state: GangState = GangState.GONE
     waits_for: str = "a job"
     since: float = field(default_factory=time.time)

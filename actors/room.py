@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import socket
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from actors.placing import Bundle, Node, Room
 from farm.lack import Amount, Lack
 
 READS_S = 0.5e9  # bytes a second, where nobody has measured yet how long a gang takes to load
+ANSWER_S = 2.0  # of a node that lives
 STARTS_S = 5.0  # of Ray's actors and of torch
 
 
@@ -36,9 +38,15 @@ def _taken(row: Mapping[str, Any]) -> dict[str, Amount]:
     return some
 
 
+def would_fit(post: Post, nodes: Mapping[str, Node], away: Collection[str] = ()) -> bool:
+    """On those of them that it is not kept away from, were they empty. Pure."""
+    bundle = _bundle(post, _gpus(post, any(node.gpus for node in nodes.values())))
+    rooms = [Room.of(node) for home, node in nodes.items() if home not in away]
+    return placing.place(bundle, post.sequence, rooms) is not None
+
+
 def why_none(post: Post, in_use: Collection[str]) -> str:
-    rooms = [Room.of(node_of(row)) for row in _alive()]
-    if placing.place(_bundle(post, gpus_of(post)), post.sequence, rooms) is None:
+    if not would_fit(post, nodes()):
         return f"these nodes are too small for {words(post)}: see `farm pool plan`"
     return f"no node has room for {words(post)}; gangs in use: {', '.join(in_use) or 'none'}"
 
@@ -52,6 +60,22 @@ def words(post: Post) -> str:
 def nodes() -> dict[str, Node]:
     """By Ray's own ids."""
     return {row["NodeID"]: node_of(row) for row in _alive()}
+
+
+def lost(homes: Iterable[str]) -> list[str]:
+    """Those nodes of which Ray knows that they are gone, or with which it cannot talk any more."""
+    import ray
+
+    rows = {row["NodeID"]: row for row in ray.nodes()}
+    return [home for home in homes if home not in rows or not (rows[home]["Alive"] and _answers(rows[home]))]
+
+
+def _answers(row: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((row["NodeManagerAddress"], row["NodeManagerPort"]), timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def may_lie(post: Post, homes: Collection[str], nodes: Mapping[str, Node]) -> bool:

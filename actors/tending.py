@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from actors import cluster, faults, gang, room
-from actors.bench import STRIKES, Form
+from actors.bench import STRIKES, Form, charged, may_be_the_gang_s
 from actors.building import build, clear
 from actors.gang import Gang
 from actors.health import LOST_S, SICK_S, Pulse, felt
@@ -256,6 +256,7 @@ class Tending:
     # A gang's start, in a thread of its own
 
     def _start(self, place: Place) -> None:
+        place.homes = ()
         try:
             self._join(place)
             place.gang = self._found(place)
@@ -292,7 +293,17 @@ class Tending:
             place.lack = lack
             place.waits_for = f"{ROOM}: {room.why_none(place.post, gang.standing())}"
 
-        return build(place.post, still, lambda: self.drained.nodes, lacks, self.room_s)
+        shunned, until = self._shunned(place), time.monotonic() + self.room_s
+
+        def away() -> frozenset[str]:
+            return self.drained.nodes | (shunned if time.monotonic() < until else frozenset())
+
+        return build(place.post, still, away, lacks, self.room_s)
+
+    def _shunned(self, place: Place) -> frozenset[str]:
+        """Where its gangs have failed, if there are nodes beside these that could hold it."""
+        shunned = place.shunned & self.seen.keys()
+        return shunned if room.would_fit(place.post, self.seen, shunned | self.drained.nodes) else frozenset()
 
     def _load(self, place: Place, one: Gang, fresh: bool) -> None:
         place.lack, place.homes = None, one.homes()
@@ -328,29 +339,34 @@ class Tending:
             place.gang, place.connection = None, connection
 
     def _judge(self, place: Place, jobs: Sequence[int], answers: Sequence[A]) -> list[A | Fault]:
-        """What the jobs are to be told. Different jobs in a row that fail are the gang's doing, whatever they met:
-        it goes, its place rests, and it pays."""
+        """What the jobs are to be told. A gang is built elsewhere than the last one failed, if it can be; where it
+        could not be and fails as well, that is the node's doing."""
+        homes = frozenset(place.homes)
         if not all(isinstance(answer, Fault) for answer in answers):
-            place.form = Form()
-        failed = [answer for answer in answers if isinstance(answer, Fault) and _may_be_the_gang_s(answer)]
-        if not failed or len(failed) < len(answers):
-            return list(answers)
+            place.form, place.shunned = Form(), place.shunned - homes
+        failed = [answer for answer in answers if isinstance(answer, Fault) and may_be_the_gang_s(answer)]
+        ended = any(CAUSES[fault.cause] is Payer.GANG for fault in failed)
+        benched = len(failed) == len(answers) > 0 and self._benches(place, jobs[:1] if ended else jobs, failed[0])
+        again = bool(homes) and homes <= self._shunned(place)
+        if ended or benched:
+            place.shunned |= homes
+        return [charged(one, benched, again) if isinstance(one, Fault) else one for one in answers]
+
+    def _benches(self, place: Place, jobs: Sequence[int], fault: Fault) -> bool:
+        """Different jobs in a row that fail are the gang's doing, whatever they met: it goes, and its place rests.
+        What ended the gang did so once for all of a group; what did not was met by each of them alone."""
         now = time.time()
-        # What ended the gang did so once for all of them; what did not was met by each of them alone.
-        tried = jobs[:1] if any(CAUSES[fault.cause] is Payer.GANG for fault in failed) else jobs
-        place.form = place.form.after(tried, now)
+        place.form = place.form.after(jobs, now)
         if not place.form.rests_at(now):
-            return list(answers)
+            return False
         # The cause alone: whoever waits behind it need not own the job that says more.
-        words = (
-            f"rested for {place.form.until - now:.0f} s after {STRIKES} jobs in a row failed there: {failed[0].cause}"
-        )
+        words = f"rested for {place.form.until - now:.0f} s after {STRIKES} jobs in a row failed there: {fault.cause}"
         if place.gang is not None:
             self._remove(place, words)
-        place.fault = failed[0]
+        place.fault = fault
         place.now(GangState.BENCHED, words)
         log.warning("a gang of %s is %s", place.post.pool, words)
-        return [_the_gang_s(fault) for fault in failed]
+        return True
 
     def _leave(self, place: Place) -> None:
         """A saturated gang does not idle until somebody looks again."""
@@ -371,6 +387,8 @@ class Tending:
         else:
             if before != place.connection:
                 fault = Fault(Cause.RAY_GONE, f"Ray was restarted: {fault.detail}")
+            elif CAUSES[fault.cause] is Payer.GANG and place.gang is not None:
+                fault = self._of_its_node(place, fault)
         if place.gang is not None and (faults.ends_gang(fault) or place.state is GangState.STARTING):
             self._remove(place, str(fault))
         elif place.gang is None:
@@ -378,6 +396,14 @@ class Tending:
         else:
             place.now(GangState.READY, "a job")
         return fault
+
+    def _of_its_node(self, place: Place, fault: Fault) -> Fault:
+        """Ray takes a while to learn that a node went, and a rank that lives says no more than that another is gone."""
+        lost: list[str] = []
+        with contextlib.suppress(*faults.RAISED):
+            lost = room.lost(place.homes)
+        words = f"node {', '.join(lost)} is lost: {fault.detail}"
+        return Fault(Cause.NODE_FAILED, words, gang=fault.gang) if lost else fault
 
     def _remove(self, place: Place, why: str = "") -> None:
         one, place.gang, place.ends = place.gang, None, ""
@@ -390,14 +416,3 @@ class Tending:
         except faults.RAISED as error:
             log.warning("gang %s could not be removed, the next pool sweeps it: %s", one.id, faults.fault_of(error))
             self.swept = False
-
-
-def _may_be_the_gang_s(fault: Fault) -> bool:
-    return CAUSES[fault.cause] is Payer.GANG or fault.cause is Cause.RENDER_ERROR
-
-
-def _the_gang_s(fault: Fault) -> Fault:
-    """What was the job's own until it turned out that others fail there, too."""
-    if CAUSES[fault.cause] is Payer.GANG:
-        return fault
-    return Fault(Cause.GANG_DIED, f"{fault.detail} (as {STRIKES} jobs in a row)", gang=fault.gang)

@@ -72,6 +72,7 @@ class Cause(StrEnum):
     GANG_DIED = "gang_died"
     GANG_HUNG = "gang_hung"
     LEASE_LOST = "lease_lost"
+    NODE_FAILED = "node_failed"  # preempted, switched off, cut off; or it ends one gang after the other
     OVERLOADED = "overloaded"
     RAY_GONE = "ray_gone"
     NO_ROOM = "no_room"  # for a gang of its model
@@ -99,6 +100,7 @@ CAUSES: dict[Cause, Payer] = {
     Cause.GANG_DIED: Payer.GANG,
     Cause.GANG_HUNG: Payer.GANG,
     Cause.LEASE_LOST: Payer.ENVIRONMENT,
+    Cause.NODE_FAILED: Payer.ENVIRONMENT,
     Cause.OVERLOADED: Payer.ENVIRONMENT,
     Cause.RAY_GONE: Payer.ENVIRONMENT,
     Cause.NO_ROOM: Payer.ENVIRONMENT,

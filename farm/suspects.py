@@ -18,10 +18,11 @@ from farm.job import CAUSES, OF_MODEL, Cause, Payer
 from farm.tables import ARTIFACT, JOB, JOB_FAULT
 
 # What one job may bring about by itself, and how often it may: its file ends whatever opens it, the signer dies of it,
-# or the dispatcher does. Dispatchers are killed for other reasons as well, and take many jobs along.
-STRIKES = {Cause.OVERLOADED: 5, Cause.SIGNER_FAILED: 5, Cause.LEASE_LOST: 10}
+# or the dispatcher or a node does. Those two are lost for other reasons as well, and take many jobs along.
+LOST = {Cause.LEASE_LOST: 10, Cause.NODE_FAILED: 10}
+STRIKES = {Cause.OVERLOADED: 5, Cause.SIGNER_FAILED: 5} | LOST
 # What everyone needs, so that others who get through tell something.
-SHARED = frozenset(cause for cause in Cause if CAUSES[cause] is Payer.ENVIRONMENT) - OF_MODEL - {Cause.LEASE_LOST}
+SHARED = frozenset(cause for cause in Cause if CAUSES[cause] is Payer.ENVIRONMENT) - OF_MODEL - LOST.keys()
 LONGEST_S = 300.0
 LONELY = 3  # strikes by lost leases from which on two such jobs share no dispatcher: only one of them may be ending it
 LOST_S, LONGEST_LOST_S = 1.0, 60.0

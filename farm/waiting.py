@@ -28,6 +28,7 @@ WAITS = {
     Cause.LICENCE_NOT_ACCEPTED: "an operator to accept its model's licence",
     Cause.OVERLOADED: "memory, processes or processor time",
     Cause.TIMESTAMP_DOWN: "the time stamp authority",
+    Cause.NODE_FAILED: "its next turn: the node that drew it failed",
     Cause.LEASE_LOST: "its next turn: whoever had it was not heard of in time",
 }
 

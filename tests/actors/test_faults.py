@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 import ray
 import torch
+from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 
 from actors.faults import LONGEST_DETAIL, ends_gang, fault_of
 from actors.flux.headers import NotRendered, WeightsError
@@ -22,6 +23,13 @@ from farm.job import CAUSES, Cause, Payer
 from farm.ports import GangState
 from tests.actors.conftest import CARDS, request_of
 
+
+def died(why: str, *, preempted: bool = False) -> ActorDiedErrorContext:
+    """What Ray says of an actor that died with its process or its node."""
+    said = NodeDeathInfo(reason=NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED) if preempted else NodeDeathInfo()
+    return ActorDiedErrorContext(actor_id=bytes(16), error_message=why, node_death_info=said)
+
+
 KNOWN = [
     (NotFinite("latent", [0]), Cause.NOT_FINITE),
     (torch.OutOfMemoryError("CUDA out of memory"), Cause.OUT_OF_MEMORY),
@@ -32,7 +40,10 @@ KNOWN = [
     (NotRendered(Path("a.safetensors"), "FLUX.9"), Cause.WEIGHTS_MISSING),
     (ray.exceptions.RayActorError(), Cause.GANG_DIED),
     (ray.exceptions.ActorDiedError(), Cause.GANG_DIED),
-    (ray.exceptions.NodeDiedError("gone"), Cause.GANG_DIED),
+    (ray.exceptions.NodeDiedError("gone"), Cause.NODE_FAILED),
+    (ray.exceptions.ActorDiedError(died("The actor died because its node has died. Node Id: ab")), Cause.NODE_FAILED),
+    (ray.exceptions.ActorDiedError(died("its node is drained", preempted=True)), Cause.NODE_FAILED),
+    (ray.exceptions.ActorDiedError(died("Worker exit type: SYSTEM_ERROR")), Cause.GANG_DIED),
     (ray.exceptions.GetTimeoutError("late"), Cause.GANG_HUNG),
     (ray.exceptions.RaySystemError("no head"), Cause.RAY_GONE),
     (ray.exceptions.LocalRayletDiedError(), Cause.RAY_GONE),
@@ -79,7 +90,7 @@ def test_details_stay_short() -> None:
 
 @pytest.mark.parametrize("cause", list(Cause))
 def test_a_gang_ends_by_what_it_pays_for(cause: Cause) -> None:
-    assert ends_gang(Fault(cause, "")) == (CAUSES[cause] is Payer.GANG or cause is Cause.RAY_GONE)
+    assert ends_gang(Fault(cause, "")) == (CAUSES[cause] is Payer.GANG or cause in (Cause.NODE_FAILED, Cause.RAY_GONE))
 
 
 class Leaves:

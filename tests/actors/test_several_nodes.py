@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from actors import cluster, gang
+from actors import cluster, gang, room
 from actors.pool import Pool
 from farm.config import PoolSpec, Settings
 from farm.errors import Fault
@@ -50,11 +52,31 @@ def test_a_gang_on_two_nodes_draws_and_is_built_again_when_one_is_lost(settings:
     nodes.remove_node(lost, allow_graceful=False)
     with pytest.raises(Fault) as caught:
         drawn(pool)
-    assert caught.value.cause is Cause.GANG_DIED
+    assert caught.value.cause is Cause.NODE_FAILED
     again = drawn(pool)
     assert again.gang != first.gang
     assert again.frame == first.frame
     assert lost.node_id not in homes_of(again.gang)
+    pool.close(remove=True)
+
+
+@pytest.mark.slow
+def test_a_gang_that_died_is_built_again_on_another_node_though_its_own_lives(
+    settings: Settings, nodes: Cluster
+) -> None:
+    theirs = settings.model_copy(update={"pools": (PoolSpec(model="tiny", cpus=1),), "ray_address": nodes.address})
+    pool = Pool(theirs, CARDS, room_s=5.0)
+    homes = set[str]()
+    for _ in range(3):
+        homes |= set(homes_of(drawn(pool).gang))
+        pool.seen = room.nodes()
+        (place,) = pool.places["tiny"]
+        assert place.gang is not None
+        os.kill(place.gang.hello().pid, signal.SIGKILL)
+        with pytest.raises(Fault) as caught:
+            drawn(pool)
+        assert caught.value.cause is Cause.GANG_DIED
+    assert len(homes) == 3
     pool.close(remove=True)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from actors.pool import Pool
 from actors.tending import HELP_S
 from farm.config import GangSpec, PoolSpec, Settings
 from farm.errors import Fault
-from farm.job import Cause
+from farm.job import CAUSES, Cause, Payer
 from farm.lack import Lack
 from farm.ports import Demand, Drained, Frame, GangState, Rendered
 from tests.actors.conftest import CARDS, request_of
@@ -284,6 +286,64 @@ def test_a_gang_that_ended_under_a_group_has_failed_once(pool: Pool) -> None:
     (place,) = pool.places["other"]
     pool._judge(place, [1, 2, 3, 4], [Fault(Cause.GANG_DIED, "its device is lost", gang="g")] * 4)
     assert place.form.lost == (1,)
+
+
+@pytest.mark.parametrize("dies", ["Ray knows", "Ray does not know yet", "not at all"])
+def test_a_gang_that_went_with_its_node_is_not_the_jobs_nor_its_own_doing(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, dies: str
+) -> None:
+    (place,) = pool.places["other"]
+    stand(place)
+    with socket.create_server(("127.0.0.1", 0)) as raylet:
+        host, port = raylet.getsockname()
+        said = {"NodeID": "node-0", "Alive": dies != "Ray knows", "NodeManagerAddress": host, "NodeManagerPort": port}
+        monkeypatch.setattr("ray.nodes", lambda: [said])
+        monkeypatch.setattr(pool, "_join", lambda place: None)
+        if dies == "Ray does not know yet":
+            raylet.close()
+        fault = pool._lost(place, RuntimeError("NCCL error: the other rank does not answer"))
+    assert fault.cause is (Cause.GANG_DIED if dies == "not at all" else Cause.NODE_FAILED)
+    assert place.gang is None
+
+
+def away_while_it_seeks(pool: Pool, place: Place, monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str]]:
+    """At first, and once it has found no room for a while."""
+    told: list[frozenset[str]] = []
+
+    def seeking(_post: object, _still: object, away: Callable[[], frozenset[str]], *_: object) -> None:
+        told.append(away())
+        time.sleep(0.05)
+        told.append(away())
+
+    monkeypatch.setattr("actors.tending.build", seeking)
+    pool.room_s = 0.04
+    pool._built(place)
+    return told
+
+
+def test_a_gang_is_built_elsewhere_than_the_last_one_failed_if_it_can_be(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place,) = pool.places["other"]
+    died, drew = Fault(Cause.GANG_DIED, "it died", gang="g"), Rendered(Frame(1, 1, b"rgb"), "other.0", "w")
+    here, there = frozenset({"node-0"}), frozenset({"node-1"})
+    pool.seen = {"node-0": Node("one", 2.0), "node-1": Node("two", 2.0)}
+    place.homes = ("node-0",)
+    assert pool._judge(place, [1], [died]) == [died]
+    assert away_while_it_seeks(pool, place, monkeypatch) == [here, frozenset()]
+    pool.drained = Drained(nodes=there)
+    assert away_while_it_seeks(pool, place, monkeypatch) == [there, there], "no other is left"
+    pool.drained = Drained()
+    pool.seen = {"node-0": Node("one", 2.0), "node-1": Node("two", 0.5)}
+    assert away_while_it_seeks(pool, place, monkeypatch) == [frozenset()] * 2, "the other would not do"
+    pool.seen = {"node-0": Node("one", 2.0)}
+    assert away_while_it_seeks(pool, place, monkeypatch) == [frozenset()] * 2
+    assert pool._judge(place, [1], [died]) == [died], "the only node: who can tell?"
+    pool.seen = {"node-0": Node("one", 2.0), "node-1": Node("two", 2.0)}
+    (fault,) = pool._judge(place, [1], [died])
+    assert (fault.cause, CAUSES[fault.cause]) == (Cause.NODE_FAILED, Payer.ENVIRONMENT), "the other one was full"
+    assert pool._judge(place, [1, 2], [drew, drew]) == [drew, drew]
+    assert away_while_it_seeks(pool, place, monkeypatch) == [frozenset()] * 2, "forgiven"
 
 
 @pytest.mark.parametrize("trouble", [OSError(24, "too many open files"), AssertionError("no raylet"), SystemExit(1)])

@@ -390,6 +390,21 @@ def test_three_gangs_fail_a_job_but_one_gang_failing_thrice_does_not(desk: Desk)
     assert die("c") is State.FAILED
 
 
+def test_nodes_that_are_lost_fail_no_job_unless_it_alone_meets_that_again_and_again(desk: Desk) -> None:
+    desk.submit(count=1)
+    for met in range(2 * STRIKES[Cause.NODE_FAILED]):
+        (lease,) = desk.claim()
+        fault = Fault(Cause.NODE_FAILED, "preempted", gang=f"gang-{met}")
+        assert desk.queue.fault(lease, fault, retry_s=0.0) is State.QUEUED, "a long job on spot nodes"
+    for met in range(2, STRIKES[Cause.NODE_FAILED] + 1):
+        other = desk.submit(count=1)
+        desk.clock.now += 1
+        assert desk.publish(claim_of(desk, other)[0])
+        (lease,) = desk.claim()
+        state = desk.queue.fault(lease, Fault(Cause.NODE_FAILED, "preempted"), retry_s=0.0)
+        assert state is (State.FAILED if met == STRIKES[Cause.NODE_FAILED] else State.QUEUED)
+
+
 @pytest.mark.parametrize("guilty", [True, False])
 def test_what_a_job_met_in_a_gang_that_fails_others_as_well_is_not_its_own(desk: Desk, guilty: bool) -> None:
     desk.submit(count=2)
