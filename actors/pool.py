@@ -163,7 +163,7 @@ class Pool(Tending):
         lacking = next((place for place in places if place.lack is not None or self._gives_way(place.post)), None)
         if lacking is not None and now - began > self.room_s:
             cluster.connect(self.settings)  # or it is Ray that lacks
-            raise Fault(Cause.NO_ROOM, room.why_none(lacking.post, gang.standing()))
+            raise Fault(Cause.NO_ROOM, room.why_none(lacking.post, gang.standing(), self.drained.nodes))
 
     def _render(
         self,

@@ -45,10 +45,16 @@ def would_fit(post: Post, nodes: Mapping[str, Node], away: Collection[str] = ())
     return placing.place(bundle, post.sequence, rooms) is not None
 
 
-def why_none(post: Post, in_use: Collection[str]) -> str:
-    if not would_fit(post, nodes()):
+def why_none(post: Post, in_use: Collection[str], drained: Collection[str] = ()) -> str:
+    there = nodes()
+    if not would_fit(post, there):
         return f"these nodes are too small for {words(post)}: see `farm pool plan`"
-    return f"no node has room for {words(post)}; gangs in use: {', '.join(in_use) or 'none'}"
+    full = f"no node has room for {words(post)}; gangs in use: {', '.join(in_use) or 'none'}"
+    kept = [there[home].name for home in there if home in drained and may_lie(post, [home], there)]
+    if not kept:
+        return full
+    count = f"{len(kept)} nodes that would do are" if len(kept) > 1 else "1 node that would do is"
+    return f"{full}; {count} drained: `farm pool undrain {kept[0]}`"
 
 
 def words(post: Post) -> str:

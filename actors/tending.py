@@ -291,7 +291,7 @@ class Tending:
 
         def lacks(lack: Lack) -> None:
             place.lack = lack
-            place.waits_for = f"{ROOM}: {room.why_none(place.post, gang.standing())}"
+            place.waits_for = f"{ROOM}: {room.why_none(place.post, gang.standing(), self.drained.nodes)}"
 
         shunned, until = self._shunned(place), time.monotonic() + self.room_s
 

@@ -114,3 +114,20 @@ def test_what_nobody_uses_goes_only_where_it_makes_the_room_and_no_more_than_mus
     assert [(lack.met(), lack.met(["flat.4.used"])) for lack in lacks[1:]] == [(False, True)]
     seek(asks(gpus=0.0, cpus=16.0))
     assert removed == ["flat.2.one", "flat.1.cpu"]
+
+
+@pytest.mark.parametrize(
+    ("drained", "words"),
+    [
+        ([], ""),
+        ([3], ""),
+        ([1], "; 1 node that would do is drained: `farm pool undrain node-1/node-1`"),
+        ([1, 2, 3], "; 2 nodes that would do are drained: `farm pool undrain node-1/node-1`"),
+    ],
+)
+def test_a_node_that_would_do_but_is_drained_is_named(
+    told: dict[str, list[dict[str, Any]]], drained: list[int], words: str
+) -> None:
+    told["nodes"] = [row(1, gpus=4), row(2, gpus=4), row(3, gpus=1)]
+    said = room.why_none(asks(gpus=2.0), [], {f"node-{number}" for number in drained})
+    assert said == f"no node has room for {room.words(asks(gpus=2.0))}; gangs in use: none{words}"

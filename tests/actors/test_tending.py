@@ -77,6 +77,7 @@ def test_a_gang_that_no_dispatcher_has_idles_no_longer_than_others(pool: Pool, m
     for place in pool.places["flat"]:
         place.spec = place.spec.model_copy(update={"idle_s": 60.0})
     monkeypatch.setattr(gang, "unused", lambda: left)
+    monkeypatch.setattr("actors.tending.clear", lambda: False)
     monkeypatch.setattr(gang, "remove_unused", lambda gang_id, why: removed.append(gang_id))
     for now in (0.0, 60.0):
         pool._let_go(now)
@@ -193,7 +194,7 @@ def test_room_that_was_made_is_kept_until_it_is_taken_but_not_for_ever(
 
 
 def test_nobody_waits_inside_for_a_gang_that_does_not_come(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.room.why_none", lambda post, standing: f"no room for {post.pool}")
+    monkeypatch.setattr("actors.room.why_none", lambda post, standing, drained: f"no room for {post.pool}")
     monkeypatch.setattr("actors.gang.standing", lambda: [])
     (place,) = pool.places["other"]
     began = time.time() - pool.room_s - 1
@@ -220,7 +221,9 @@ def test_nobody_waits_inside_for_a_gang_that_does_not_come(pool: Pool, monkeypat
 
 
 def test_a_place_that_finds_no_room_says_why(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.room.why_none", lambda post, standing: f"too small for {post.pool}, beside {standing}")
+    monkeypatch.setattr(
+        "actors.room.why_none", lambda post, standing, _: f"too small for {post.pool}, beside {standing}"
+    )
     monkeypatch.setattr("actors.gang.standing", lambda: ["flat.0"])
     monkeypatch.setattr("actors.tending.build", lambda post, still, away, lacks, room_s: lacks(NONE))
     (place,) = pool.places["other"]
