@@ -39,6 +39,7 @@ A = TypeVar("A", bound=Answer)
 ROOM_S = 5.0  # without room for so long, it is said, and what nobody uses is removed
 TEND_S = 1.0
 NODES_S = 5.0
+CLEAR_S = 30.0
 LOOK_S = 20.0  # whether the files of a model have come or gone: headers alone are read
 UNSEEN_S = 300.0  # before a start is tried again whose files are not seen here
 HELP_S = 120.0  # room that was made is kept for so long, or until it is taken
@@ -71,7 +72,7 @@ class Tending:
         self.drained = Drained()
         self.refused: set[str] = set()  # gangs whose work others have refused
         self.seen: Mapping[str, Node] = {}  # by Ray's own ids
-        self.looked = 0.0
+        self.looked = self.cleared = 0.0
         self.unused: Mapping[str, float] = {}  # gangs that no dispatcher has, and since when that is seen
         self.swept, self.closed, self.news = False, threading.Event(), threading.Event()
         self.freed = threading.Condition()
@@ -167,7 +168,10 @@ class Tending:
                 self._let_go(time.time())
 
     def _let_go(self, now: float) -> None:
-        """What a dispatcher has left that does not come back idles no longer than what one has."""
+        """What a dispatcher has left that does not come back idles no longer than what one has, and seeks no room."""
+        if now - self.cleared > CLEAR_S:
+            self.cleared = now
+            clear()
         idle_s = {place.post.pool: place.spec.idle_s for place in self._all()}
         self.unused = {gang_id: self.unused.get(gang_id, now) for gang_id in gang.unused()}
         for gang_id, since in self.unused.items():

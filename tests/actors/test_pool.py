@@ -240,6 +240,28 @@ def test_a_second_dispatcher_finds_the_warm_gang_and_sweeps_what_is_left(pool: P
     assert groups() == [gang.PREFIX + first]
 
 
+def test_room_that_a_dispatcher_sought_which_is_gone_is_sought_no_more(
+    pool: Pool, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = drawn(pool)
+    wide = replace(pool.places["flat"][0].post, cpus=1000.0)
+    left, ours = gang.seek(wide, 0.0, frozenset()), f"{gang.PREFIX}{first}"
+    cluster.disconnect()
+    again = make(settings)
+    assert drawn(again) == first
+    ours_too = gang.seek(wide, 0.0, frozenset())
+    again.swept = True  # what was left came later than its first look
+    monkeypatch.setattr("actors.tending.CLEAR_S", 0.0)
+
+    def looked() -> bool:
+        again._let_go(time.time())
+        return f"{gang.PREFIX}{left.id}" not in groups()
+
+    until(looked)
+    assert sorted(groups()) == sorted([ours, gang.PREFIX + ours_too.id])
+    gang.abandon(ours_too)
+
+
 def test_a_gang_in_use_by_another_dispatcher_is_neither_shared_nor_removed(pool: Pool, settings: Settings) -> None:
     first = drawn(pool)
     other = make(settings)
