@@ -1,6 +1,5 @@
 """Which models there are, and where their files lie."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from actors.cards import CARDS, COMFYUIS_NAMES, TINY
 from actors.flux.beside import small_files
 from actors.flux.check import NO_TOKENIZER, Report, check, title, tokenizer_objection
 from actors.flux.choice import called_as_usual, fitting, objection, preference, report_part
-from actors.flux.containers import Found, TensorSet, find, is_diffusers
+from actors.flux.containers import Found, TensorSet, places
 from actors.flux.headers import WeightsError
 from actors.flux.names import PARTS, Part
 from farm.errors import Fault, NotFound, nearest
@@ -53,13 +52,6 @@ def card_of(name: str) -> ModelCard:
 def folder_of(card: ModelCard, folder: Path | None) -> Path | None:
     """The tiny model comes with the farm; the others lie in the operator's folder, where there is one."""
     return TINY_FOLDER if card.name == TINY.name else folder
-
-
-def places(folder: Path) -> Iterator[Found]:
-    """The folder itself, and diffusers folders within it."""
-    if folder.is_dir():
-        yield find(folder)
-        yield from (find(path) for path in sorted(folder.iterdir()) if path.is_dir() and is_diffusers(path))
 
 
 def usual_names(card: ModelCard) -> list[str]:

@@ -1,12 +1,13 @@
 """Time one denoising step and one picture of a FLUX.1 model, with random weights of the real sizes.
 
-Needs torch, safetensors and transformers alone. Progress goes to stderr; with `--json` the last line of stdout is one
-object.
+Needs torch, safetensors and transformers alone: `python -m benchmarks.denoise` runs from a bare checkout. Progress goes
+to stderr; with `--json` the last line of stdout is one object.
 """
 
 import argparse
 import json
 import platform
+import re
 import statistics
 import sys
 import time
@@ -93,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="denoise", description=(__doc__ or "").splitlines()[0])
+    found = argparse.ArgumentParser(prog="farm bench denoise", description=__doc__)
     found.add_argument("--model", choices=MODELS, default="tiny")
-    found.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the fastest at hand)")
+    found.add_argument("--device", type=at_hand, help="cpu, cuda, cuda:1, mps (default: the fastest at hand)")
     found.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 elsewhere")
     found.add_argument("--width", type=positive, help="pixels (default: the model's own size)")
     found.add_argument("--height", type=positive)
@@ -116,9 +117,20 @@ def positive(text: str) -> int:
     return value
 
 
+def at_hand(text: str) -> torch.device:
+    """A device that this machine has."""
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    named = re.fullmatch(r"(cpu|cuda|mps)(?::(\d{1,3}))?", text)
+    if named is None:
+        raise argparse.ArgumentTypeError(f"no device is called {text}; say cpu, cuda, cuda:1 or mps")
+    if int(named[2] or 0) >= counts[named[1]]:
+        raise argparse.ArgumentTypeError(f"this machine has no {text}")
+    return torch.device(text)
+
+
 def planned(options: argparse.Namespace) -> Plan:
     model = MODELS[options.model]
-    device = torch.device(options.device or fastest_device())
+    device = options.device or torch.device(fastest_device())
     dtype = DTYPES[options.dtype or ("float32" if device.type == "cpu" else "bfloat16")]
     width, height = options.width or model.size, options.height or model.size
     job = RenderJob("", 0, width, height, options.steps or model.steps, guidance=3.5)

@@ -295,6 +295,39 @@ def test_a_model_in_a_diffusers_folder_among_others_is_found(tmp_path: Path, mon
     assert models.locate(TINY, None).transformer.files[0].parent.parent.name == "FLUX.1-small"
 
 
+def test_check_takes_the_place_in_a_folder_that_the_farm_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's cache, whole; one model of it; and models beside a ComfyUI folder's own files."""
+    snapshot = diffusers(tmp_path / "hub" / "models--maker--FLUX.1" / "snapshots" / "ab12")
+    for path in (snapshot, snapshot.parent.parent, tmp_path / "hub"):
+        report = check(path)
+        assert report.complete
+        assert report.path == str(snapshot)
+    kit.write(tmp_path / "hub" / "vae" / "ae.safetensors", kit.random_tensors(kit.VAE))
+    assert check(tmp_path / "hub").complete
+    small(monkeypatch, tmp_path / "hub")
+    assert models.locate(TINY, None).transformer.files[0].parent.parent == snapshot
+    (snapshot / "text_encoder" / "model.safetensors").unlink()
+    assert check(tmp_path / "hub").absent == ("clip",)
+
+
+def test_a_file_is_sound_without_the_rest_of_its_model_and_a_folder_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from farm.cli import _run
+
+    write_dev(tmp_path, "flux1-dev")
+    file = tmp_path / "diffusion_models" / "flux1-dev.safetensors"
+    assert _run(["models", "check", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "would load: yes; all parts there: no" in said
+    assert "memory needed per GPU for diffusion_models/flux1-dev.safetensors, " in said
+    assert _run(["models", "check", str(tmp_path)]) == 1
+    kit.write_sparse(
+        file, {name: shape for name, shape in expected(FLUX1_DEV).items() if name != "img_in.bias"}, "BF16"
+    )
+    assert _run(["models", "check", str(file)]) == 1
+
+
 def test_a_file_that_does_not_fit_is_a_fault_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     comfyui(tmp_path)
     kit.write(tmp_path / "vae" / "ae.safetensors", {"decoder.conv_in.weight": torch.zeros(16, 16, 3, 3)})

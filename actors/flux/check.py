@@ -7,7 +7,7 @@ from pathlib import Path
 from actors.flux.beside import highest_token, read_json, tokenizer_near
 from actors.flux.choice import PartReport, fullest, objection, report_part
 from actors.flux.config import FluxConfig
-from actors.flux.containers import Kind, TensorSet, absent_parts, find
+from actors.flux.containers import Found, Kind, TensorSet, absent_parts, find, places
 from actors.flux.headers import NotRendered, WeightsError
 from actors.flux.memory import room_bytes, streaming_bytes
 from actors.flux.names import Part
@@ -45,13 +45,18 @@ class Report:
 
 
 def check(path: Path) -> Report:
-    """Judge a file or a folder. Never raises for what it finds: a bad file is a problem in the report."""
+    """Judge a file, or the place in a folder that holds most of a model, as the farm takes it. Never raises for what it
+    finds: a bad file is a problem in the report."""
     try:
-        found = find(path)
+        reports = [report(found) for found in (places(path) if path.is_dir() else (find(path),))]
     except NotRendered as error:
         return empty(path, known=(str(error),))
     except WeightsError as error:
         return empty(path, problems=(str(error),))
+    return max(reports, key=lambda each: ("transformer" in each.taken, len(each.taken)))
+
+
+def report(found: Found) -> Report:
     parts = tuple(report_part(each) for each in found.sets)
     taken = fullest(found.sets)
     one_each = {part: report_part(each) for part, each in taken.items()}
@@ -61,7 +66,7 @@ def check(path: Path) -> Report:
     objections = ((part, objection(part, one_each.get("transformer"))) for part in parts)
     main = [part for part in parts if part.part == "transformer"] or list(parts[:1])
     return Report(
-        path=str(path),
+        path=str(found.path),
         container=found.kind,
         model=" and ".join(dict.fromkeys(title(part) for part in main)) or "unknown",
         precision=" and ".join(dict.fromkeys(part.precision for part in main)),

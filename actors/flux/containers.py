@@ -85,6 +85,14 @@ def find(path: Path) -> Found:
     return gathered(path, "folder", ([file] for file in weight_files(path)))
 
 
+def places(folder: Path) -> Iterator[Found]:
+    """The folder itself, and diffusers folders within it, or within those of Hugging Face's cache."""
+    if folder.is_dir():
+        yield find(folder)
+        within = (each for pattern in ("*", "snapshots/*", "*/snapshots/*") for each in sorted(folder.glob(pattern)))
+        yield from (find(each) for each in within if each.is_dir() and is_diffusers(each))
+
+
 def is_diffusers(path: Path) -> bool:
     return (path / "model_index.json").exists() or (path / "transformer" / "config.json").exists()
 

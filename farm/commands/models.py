@@ -27,7 +27,8 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 @models.command("ls")
 def models_ls(json_: Json = False) -> None:
     """List the models: licence, who accepted it, whether their files are there, what is missing."""
-    from actors.models import models_table, places
+    from actors.flux.containers import places
+    from actors.models import models_table
     from farm import config
 
     settings = config.load()
@@ -121,7 +122,7 @@ def models_check(path: Annotated[Path, typer.Argument(metavar="PATH")], json_: J
         as_json(report)
     else:
         _print_report(report)
-    if not report["complete"]:
+    if not report["loads" if path.is_file() else "complete"]:
         raise typer.Exit(1)
 
 

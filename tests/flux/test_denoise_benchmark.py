@@ -30,6 +30,22 @@ def test_it_runs_from_a_bare_checkout_and_its_last_line_is_the_result() -> None:
     assert "warming up" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [
+        ("gpu", "no device is called gpu; say cpu, cuda, cuda:1 or mps"),
+        ("cuda:", "no device is called cuda:"),
+        ("cuda:999", "this machine has no cuda:999"),
+        ("cpu:1", "this machine has no cpu:1"),
+    ],
+)
+def test_a_device_that_is_not_there_is_wrong_usage(device: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        denoise.main(["--device", device])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_peer_runs_in_the_same_run_and_the_result_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

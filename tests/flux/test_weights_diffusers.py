@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from actors import loading, models
+from actors.cards import TEXT_TOKENS, TINY
 from actors.flux.check import check
 from actors.flux.weights import load_flux, load_vae
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the library's own imports
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+
+    from tests.flux.test_render import difference, job, make_renderer, peer, peer_options
 
 
 def randomise(module: torch.nn.Module) -> None:
@@ -85,3 +89,18 @@ def test_an_autoencoder_computes_what_diffusers_computes(tmp_path: Path, name: s
     rgb, latent = (torch.randn(shape, generator=generator) for shape in ((1, 3, 24, 16), (1, 16, 6, 4)))
     assert relative(ours.encode(rgb), (theirs.encode(rgb).latent_dist.mode() - 0.25) * 0.5) < 1e-5
     assert relative(ours.decode(latent), theirs.decode(latent / 0.5 + 0.25).sample) < 1e-5
+
+
+@torch.no_grad()
+def test_a_whole_pipeline_that_diffusers_saved_draws_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its heads, axes and groups are of no released size: they come from its config.json files."""
+    made = make_renderer()
+    theirs, work = peer(made, FluxPipeline), job("a blue square")
+    theirs.save_pretrained(tmp_path / "hub" / "mine")
+    monkeypatch.setattr(models, "TINY_FOLDER", tmp_path / "hub")
+    assert check(tmp_path / "hub").complete
+    loaded = loading.load_renderer(TINY, None, loading.Load("cpu", torch.float32))
+    options = peer_options(work) | {"max_sequence_length": TEXT_TOKENS["tiny"]}
+    assert difference(loaded.render([work])[0], theirs(**options).images[0]) <= 2
