@@ -17,7 +17,7 @@ from farm.errors import BadInput, Conflict, NotFound, nearest
 from farm.job import State
 from farm.leasing import Stored, artifact_row, insert_artifacts
 from farm.moves import Move
-from farm.tables import ARTIFACT, BATCH, DECISION, DECISIONS, JOB, LANE
+from farm.tables import ARTIFACT, BATCH, DECISION, DECISIONS, JOB, LANE, UNFOLLOWED
 
 CHUNK = 500
 UNTOUCHED_S = 60.0  # whoever cancels a batch has died if it took longer over one chunk
@@ -54,6 +54,22 @@ class Control:
         with reading(self.engine) as connection:
             batches = connection.execute(unfinished.where(BATCH.c.id.in_(lanes))).all()
         return sum(self._cancel_rest(batch.id, batch.reason) for batch in batches)
+
+    def follow(self) -> int:
+        """Move the children that a change of their parents has left behind, in chunks. Returns of how many parents."""
+        seen: set[int] = set()
+        first = select(UNFOLLOWED.c.job_id).order_by(UNFOLLOWED.c.job_id).limit(1)
+        while True:
+            with reading(self.engine) as connection:
+                job_id = connection.execute(first).scalar()
+            if job_id is None:
+                return len(seen)
+            self._follow(job_id)
+            seen.add(job_id)
+
+    @transaction
+    def _follow(self, connection: Connection, job_id: int) -> None:
+        moves.follow(connection, job_id, self.clock())
 
     @transaction
     def _stop_batch(self, connection: Connection, batch_id: int, by: str, reason: str) -> None:

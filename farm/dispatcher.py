@@ -205,6 +205,7 @@ class Dispatcher:
 
     def _tidy(self) -> None:
         """What may take long; nobody waits for it, neither an expired lease nor a reader of events."""
+        self.queue.follow()
         self.queue.finish_cancelled()
         self.queue.collect_abandoned()
         self.queue.forget_silent()

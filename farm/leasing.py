@@ -61,7 +61,7 @@ class Finished(Stored):
 
 STORED = tuple(Stored.__dataclass_fields__)
 SPEC = ("model", "prompt", "seed", "width", "height", "steps", "guidance", "format", "edit")
-WANTED = [*moves.LOCKED, JOB.c.upload_id, JOB.c.reason, *(JOB.c[name] for name in SPEC)]
+WANTED = [*moves.LOCKED, JOB.c.upload_id, *(JOB.c[name] for name in SPEC)]
 # Built once: what every group asks costs more to put together than to answer.
 KNOWN = select(*(VERDICT.c[name] for name in ("job_id", "attempt", "stage", "subject", "id"))).where(
     VERDICT.c.job_id.in_(bindparam("jobs", expanding=True))

@@ -7,7 +7,7 @@ is tried again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,12 +19,15 @@ from sqlalchemy import (
     Double,
     Integer,
     Row,
+    Select,
     String,
     Update,
     bindparam,
     cast,
     column,
+    delete,
     func,
+    literal,
     literal_column,
     select,
     update,
@@ -32,13 +35,15 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from farm import events
-from farm.db import as_json
+from farm.db import as_json, upsert
 from farm.errors import Conflict
 from farm.job import CANCELS_CHILD, RELEASES_CHILD, REVIVES_CHILD, State, may_move
-from farm.tables import BATCH, JOB, LANE
+from farm.tables import BATCH, JOB, LANE, UNFOLLOWED
 
 UNFINISHED = (State.WAITING, State.QUEUED, State.LEASED)
 CHUNK = 1000  # the most rows one statement names
+FOLLOWING = 500  # children that one transaction takes along, so that heartbeats get their turn
+ROUND = 10  # moves for which a further generation counts, were it one child
 T = TypeVar("T")
 NEEDED = {
     "id",
@@ -51,6 +56,7 @@ NEEDED = {
     "owner",
     "artifact_id",
     "parent_job_id",
+    "reason",
 }
 LOCKED = [column for column in JOB.c if column.name in NEEDED]
 LOCK = select(*LOCKED).where(JOB.c.id.in_(bindparam("ids", expanding=True))).order_by(JOB.c.id).with_for_update()
@@ -124,13 +130,37 @@ MOVE_ALL = _statement(lambda name: _GROUP.c[name])
 
 
 def apply(connection: Connection, moves: Sequence[Move], now: float, but: int | None = None) -> None:
-    """Make the moves, and those of the children and their children that follow from them; `but` is a batch all of whose
-    jobs the caller moves itself."""
+    """Make the moves, and those of the children and their children that follow from them, as far as one short
+    transaction goes: for the rest a mark is left, and `follow` makes it. `but` is a batch all of whose jobs the caller
+    moves itself."""
+    left = FOLLOWING
     while moves:
         _write(connection, moves, now)
         reopen(connection, {move.job.lane_id for move in moves if move.state is State.QUEUED})
-        _tell_children(connection, moves)
-        moves = [*_children(connection, moves, but), *_revived(connection, moves)]
+        parents = {move.job.id: move.state for move in moves if _is_followed(move)}
+        children = _children(connection, parents, left + 1, but=but) if parents else []
+        if len(children) > left:
+            _mark(connection, parents)
+        moves = _following(connection, parents, children[:left])
+        left = max(0, left - len(moves) - ROUND)
+
+
+def follow(connection: Connection, job_id: int, now: float) -> None:
+    """Bring the next children of a marked job to where its state, as it is now, wants them."""
+    job = lock(connection, [job_id]).get(job_id)
+    mark = UNFOLLOWED.c.job_id == job_id
+    after = connection.execute(select(UNFOLLOWED.c.after).where(mark).with_for_update()).scalar()
+    if after is None:  # somebody else was quicker
+        return
+    parents = {job_id: State(job.state)} if job else {}
+    children = _children(connection, parents, FOLLOWING, after=after)
+    moves = _following(connection, parents, children)
+    again = any(move.job.state == State.CANCELLED for move in moves)  # they wait now, and may go on from there
+    if not children:
+        connection.execute(delete(UNFOLLOWED).where(mark))
+    elif not again:
+        connection.execute(update(UNFOLLOWED).where(mark).values(after=children[-1].id))
+    apply(connection, moves, now)
 
 
 def _write(connection: Connection, moves: Sequence[Move], now: float) -> None:
@@ -171,47 +201,63 @@ def _event(move: Move, now: float) -> dict[str, Any]:
     )
 
 
-def _children(connection: Connection, moves: Sequence[Move], but: int | None) -> list[Move]:
-    """Released, cancelled, or called back, even while they are drawn, because their parent was withdrawn."""
-    parents = {
-        move.job.id: move.state
-        for move in moves
-        if move.state in RELEASES_CHILD or move.state in CANCELS_CHILD or move.job.state == State.PUBLISHED
-    }
-    following: list[Move] = []
+def _is_followed(move: Move) -> bool:
+    old, new = State(move.job.state), move.state
+    decided = new in RELEASES_CHILD or new in CANCELS_CHILD or new in (State.HELD, State.APPROVED)
+    return decided or old is State.PUBLISHED or (old, new) in REVIVES_CHILD
+
+
+def _children(
+    connection: Connection, parents: Collection[int], at_most: int, after: int = 0, but: int | None = None
+) -> list[Row[Any]]:
+    """The first of them that may have to follow, by id, locked; and the batches to which cancelled ones might return,
+    which must not be cancelled meanwhile."""
+    found: list[Row[Any]] = []
     for some in chunks(sorted(parents)):
-        unfinished = select(*LOCKED).where(JOB.c.parent_job_id.in_(some), JOB.c.state.in_(UNFINISHED))
-        unfinished = unfinished if but is None else unfinished.where(JOB.c.batch_id != but)
-        for child in connection.execute(unfinished.order_by(JOB.c.id).with_for_update()):
-            state, reason = child_of(child.parent_job_id, parents[child.parent_job_id])
-            if may_move(State(child.state), state) and (child.state, state) != (State.LEASED, State.QUEUED):
-                following.append(Move(child, state, reason))
+        query = select(JOB.c.id, JOB.c.batch_id, JOB.c.state).where(JOB.c.parent_job_id.in_(some), JOB.c.id > after)
+        query = query.where(JOB.c.state.in_((*UNFINISHED, State.CANCELLED)))
+        query = query if but is None else query.where(JOB.c.batch_id != but)
+        found += connection.execute(query.order_by(JOB.c.id).limit(at_most - len(found)))
+    batches = {row.batch_id for row in found if row.state == State.CANCELLED}
+    if batches:
+        connection.execute(_open_batches(batches).with_for_update(read=True))
+    return list(lock(connection, (row.id for row in found)).values())
+
+
+def _open_batches(batches: Collection[int]) -> Select[Any]:
+    return select(BATCH.c.id).where(BATCH.c.id.in_(batches), BATCH.c.state != "cancelled").order_by(BATCH.c.id)
+
+
+def _following(connection: Connection, parents: Mapping[int, State], children: Sequence[Row[Any]]) -> list[Move]:
+    """Released, cancelled, or called back, even while they are drawn, because their parent was withdrawn. What was
+    cancelled only because of a job that is tried again waits for it again, unless its batch was cancelled since. Those
+    that wait on say whether a person is asked first."""
+    cancelled = {child.batch_id for child in children if child.state == State.CANCELLED}
+    alive = set(connection.execute(_open_batches(cancelled)).scalars()) if cancelled else set()
+    following: list[Move] = []
+    told: dict[str, list[int]] = {}
+    for child in children:
+        old, parent = State(child.state), child.parent_job_id
+        state, reason = child_of(parent, parents[parent])
+        if old is State.CANCELLED:
+            undone = {child_of(parent, before)[1] for before, _ in REVIVES_CHILD}
+            if state is not State.CANCELLED and child.reason in undone and child.batch_id in alive:
+                waits = reason if state is State.WAITING else child_of(parent, State.WAITING)[1]
+                following.append(Move(child, State.WAITING, waits))
+        elif may_move(old, state) and (old, state) != (State.LEASED, State.QUEUED):
+            following.append(Move(child, state, reason))
+        elif old is State.WAITING and child.reason != reason:
+            told.setdefault(reason, []).append(child.id)
+    for reason, ids in told.items():
+        connection.execute(update(JOB).where(JOB.c.id.in_(ids)).values(reason=reason))
     return following
 
 
-def _revived(connection: Connection, moves: Sequence[Move]) -> list[Move]:
-    """What was cancelled only because of a job that is tried again waits for it again, unless its batch was cancelled
-    since."""
-    parents = {move.job.id: State(move.job.state) for move in moves if (move.job.state, move.state) in REVIVES_CHILD}
-    following: list[Move] = []
+def _mark(connection: Connection, parents: Collection[int]) -> None:
     for some in chunks(sorted(parents)):
-        cancelled = (JOB.c.parent_job_id.in_(some), is_state(State.CANCELLED))
-        batches = select(BATCH.c.id).where(BATCH.c.id.in_(select(JOB.c.batch_id).where(*cancelled)))
-        batches = batches.where(BATCH.c.state != "cancelled").order_by(BATCH.c.id).with_for_update(read=True)
-        alive = JOB.c.batch_id.in_(connection.execute(batches).scalars().all())
-        children = select(*[*LOCKED, JOB.c.reason]).where(*cancelled, alive).order_by(JOB.c.id).with_for_update()
-        for child in connection.execute(children):
-            if child.reason == child_of(child.parent_job_id, parents[child.parent_job_id])[1]:
-                following.append(Move(child, *child_of(child.parent_job_id, State.WAITING)))
-    return following
-
-
-def _tell_children(connection: Connection, moves: Sequence[Move]) -> None:
-    """What waits for a job says whether a person is asked first."""
-    decided = {move.job.id: move.state for move in moves if move.state in (State.HELD, State.APPROVED)}
-    for parent_id, state in sorted(decided.items()):
-        waiting = update(JOB).where(JOB.c.parent_job_id == parent_id, is_state(State.WAITING))
-        connection.execute(waiting.values(reason=child_of(parent_id, state)[1]))
+        having = select(JOB.c.parent_job_id, JOB.c.project_id, literal(0)).where(JOB.c.parent_job_id.in_(some))
+        marks = upsert(connection, UNFOLLOWED).from_select(["job_id", "project_id", "after"], having.distinct())
+        connection.execute(marks.on_conflict_do_update(index_elements=["job_id"], set_={"after": 0}))
 
 
 def child_of(parent_id: int, parent: State) -> tuple[State, str]:

@@ -121,7 +121,7 @@ class Job(SQLModel, table=True):
     __table_args__ = (
         partial("job_claim", "lane_id", "not_before", "id", where="state = 'queued'"),
         partial("job_lease", "lease_expires_at", where="state = 'leased'"),
-        partial("job_child", "parent_job_id", where="parent_job_id IS NOT NULL"),
+        partial("job_child", "parent_job_id", "id", where="parent_job_id IS NOT NULL"),
         partial("job_name", "batch_id", "name", "index", where="name IS NOT NULL", unique=True),
         partial("job_waits", "batch_id", "state", "reason", where="state IN ('waiting', 'queued') AND reason <> ''"),
         Index("job_batch", "batch_id", "id"),
@@ -162,6 +162,14 @@ class Job(SQLModel, table=True):
     artifact_id: int | None = Field(default=None, sa_column=Column(BIG))
     created_at: float
     updated_at: float
+
+
+class Unfollowed(SQLModel, table=True):
+    """A job whose children have not all followed its last change: too many for the transaction that made it."""
+
+    job_id: int = Field(sa_column=Column(BIG, primary_key=True, autoincrement=False))
+    project_id: str
+    after: int = Field(sa_column=Column(BIG, nullable=False))  # the child up to which they have
 
 
 class Verdict(SQLModel, table=True):
@@ -354,6 +362,7 @@ BATCH = METADATA.tables["batch"]
 BAD_LINE = METADATA.tables["bad_line"]
 LANE = METADATA.tables["lane"]
 JOB = METADATA.tables["job"]
+UNFOLLOWED = METADATA.tables["unfollowed"]
 VERDICT = METADATA.tables["verdict"]
 ARTIFACT = METADATA.tables["artifact"]
 DECISION = METADATA.tables["decision"]

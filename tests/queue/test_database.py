@@ -37,7 +37,7 @@ from tests.queue.conftest import Desk, verdict
 
 # What came after the first tables.
 NEWER_RULES = ("audit_head_", "acceptance_")
-NEWER_TABLES = ("acceptance", "drain", "gang", "node", "progress")
+NEWER_TABLES = ("acceptance", "drain", "gang", "node", "progress", "unfollowed")
 NEWER_INDEXES = ("job_batch", "job_project", "job_waits")
 START = (
     "import sys; from farm.db import connect, migrate; engine = connect(sys.argv[1]); migrate(engine); engine.dispose()"
