@@ -6,6 +6,7 @@ B batch, L tokens, T text tokens, C channels, H heads, D head size, S sequence r
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -95,12 +96,22 @@ class Arriving:
 
 def attention(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor) -> tuple[Tensor, Tensor]:
     """The attention to some of the keys, and the logarithm of the weight they had."""
-    if q_BHLD.is_cuda and q_BHLD.dtype in (torch.bfloat16, torch.float16):
+    if q_BHLD.is_cuda and q_BHLD.dtype in (torch.bfloat16, torch.float16) and has_flash(q_BHLD.device):
         out, log_weight = torch.ops.aten._scaled_dot_product_flash_attention(q_BHLD, k_BHLD, v_BHLD)[:2]
         return out, log_weight
     if q_BHLD.device.type == "cpu":
         out, log_weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q_BHLD, k_BHLD, v_BHLD)
         return out, log_weight
+    return in_floats(q_BHLD, k_BHLD, v_BHLD)
+
+
+@cache
+def has_flash(device: torch.device) -> bool:
+    """Its kernels are for GPUs from Ampere on."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def in_floats(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor) -> tuple[Tensor, Tensor]:
     scores = q_BHLD.float() @ k_BHLD.float().transpose(-1, -2) * q_BHLD.shape[-1] ** -0.5
     log_weight = scores.logsumexp(-1)
     return ((scores - log_weight[..., None]).exp() @ v_BHLD.float()).to(v_BHLD), log_weight

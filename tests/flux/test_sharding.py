@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +27,7 @@ from actors.flux.quant import Fp8
 from actors.flux.render import RenderJob
 from actors.flux.shapes import T5Sizes, expected
 from actors.flux.sharding import Cut, Place, check, kept_shapes, module_names, plan_of, rule_for, share, slices
-from actors.flux.spread import Spread, attention, merged
+from actors.flux.spread import Spread, attention, has_flash, in_floats, merged
 from actors.flux.weights import load_flux, load_t5
 from tests.flux import containers_kit as kit
 from tests.flux.ranks import Deed, together
@@ -225,7 +226,8 @@ def test_shares_cover_all_tokens_in_order(tokens: int, degree: int) -> None:
     assert all(real <= parts[0][1] for _, real in parts)
 
 
-def test_attention_in_parts_is_attention() -> None:
+@pytest.mark.parametrize("attention", [attention, in_floats])
+def test_attention_in_parts_is_attention(attention: Callable[..., tuple[Tensor, Tensor]]) -> None:
     torch.manual_seed(1)
     q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 11, 8), torch.randn(2, 3, 11, 8)
     whole = torch.nn.functional.scaled_dot_product_attention(q, k, v)
@@ -234,3 +236,11 @@ def test_attention_in_parts_is_attention() -> None:
         total, weight = merged(total, weight, *attention(q, k[:, :, start:end], v[:, :, start:end]))
     assert total is not None
     torch.testing.assert_close(total, whole, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_flash_attention_is_for_gpus_from_ampere_on(
+    capability: tuple[int, int], has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_flash.__wrapped__(torch.device("cuda", 0)) is has
