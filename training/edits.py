@@ -1,6 +1,7 @@
 """Edits of a scene: the scene before, the scene after, and the sentence that asks for it. What is not named stays.
 
-Scenes before an edit have one shape, or one or two of which one is to go.
+Scenes before an edit have one shape, or one or two of which one is to go. Large shapes are not moved: they would come
+to lie over where they were.
 """
 
 import random
@@ -81,7 +82,7 @@ def move(rng: random.Random, scene: Scene) -> Edit | None:
     spot = put((scene.width, scene.height), item.shape, item.colour, item.size, place)
     moved = replace(item, place=place, x=spot.x, y=spot.y)
     far = max(abs(moved.x - item.x), abs(moved.y - item.y)) > 0.15 * min(scene.width, scene.height)
-    if not far or crowded(scene, moved, index):
+    if item.size == "large" or not far or crowded(scene, moved, index):
         return None
     where = f"{place} corner" if " " in place else place
     return Edit(

@@ -44,7 +44,7 @@ CONFIG = FluxConfig(
     depth_single_blocks=4,
     axes_dim=(16, 24, 24),
 )
-EDIT_SHARE = 0.5
+EDIT_SHARE = 0.58
 PEAK_RATE = 1e-3
 TOKENS = 2600  # of pictures, in one worker's batch
 LAYOUT_AFTER = 1  # the single block whose output also has to tell the picture's layout

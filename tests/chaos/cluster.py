@@ -101,7 +101,7 @@ def run_cluster(home: Path, jobs: int, kills: int, seed: int, *, say: Callable[[
             wait_for(trial, accepted * (kills - number) // (kills + 1), rng.choice(PATIENCE_S))
             killed = None
             while killed is None and (left := unsettled(trial)):
-                killed = trial.kill_one(rng)
+                killed = trial.kill_one(rng, report.kills)
             if killed is None:
                 return
             report.kills[killed] += 1

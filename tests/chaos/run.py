@@ -91,7 +91,7 @@ def storm(
         if rng.random() < LET_WORK:
             wait_for_work(trial)
         time.sleep(rng.uniform(SHORTEST_S, LONGEST_S))
-        killed = trial.kill_one(rng)
+        killed = trial.kill_one(rng, report.kills)
         if killed is not None:
             report.kills[killed] += 1
             say(f"kill {report.kills.total()}/{kills}: {killed}; {unsettled(trial)} jobs under way")

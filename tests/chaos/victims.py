@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Container
 from pathlib import Path
 
 import psutil
@@ -44,9 +45,11 @@ class Trial:
     def ready(self) -> None:
         wait_ready(self.settings, 120.0, self.process)
 
-    def kill_one(self, rng: random.Random) -> str | None:
-        """kill -9 of one process of a kind drawn by lot; None where that kind is not alive just now."""
-        kind = rng.choices(list(self.weights), list(self.weights.values()))[0]
+    def kill_one(self, rng: random.Random, killed: Container[str]) -> str | None:
+        """kill -9 of one process of a kind drawn by lot, each once before any a second time; None where that kind is
+        not alive just now."""
+        drawn = {kind: weight for kind, weight in self.weights.items() if kind not in killed} or self.weights
+        kind = rng.choices(list(drawn), list(drawn.values()))[0]
         victims = self.find(kind)
         if not victims:
             return None
