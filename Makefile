@@ -44,7 +44,7 @@ format: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	@echo "Building .venv (a few minutes the first time: PyTorch is large)"
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Farm needs Python 3.11 or later: make PYTHON=python3.11 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
