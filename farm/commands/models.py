@@ -112,7 +112,8 @@ def _state(row: dict[str, object]) -> str:
 
 @models.command("check")
 def models_check(path: Annotated[Path, typer.Argument(metavar="PATH")], json_: Json = False) -> None:
-    """Say what a file or folder of weights holds, without loading it. Exit code 1 if parts are missing."""
+    """Say what a file or folder of weights holds, without loading it. Exit code 1 if the file would not load, or the
+    folder lacks parts."""
     from actors.models import check_report
 
     if not path.exists():
@@ -178,7 +179,7 @@ def _size(nbytes: int) -> str:
 
 
 def bench(context: typer.Context, name: Annotated[str, typer.Argument(metavar="queue|denoise|pool")]) -> None:
-    """Measure. `farm bench NAME --help` shows the options of each."""
+    """Measure. `farm bench NAME --help` shows the options of each. Without the farm: `python -m benchmarks.denoise`."""
     if name not in BENCHES:
         raise BadInput(f"no benchmark {name!r}", field="NAME", fix=nearest(name, BENCHES))
     raise typer.Exit(import_module(BENCHES[name]).main(context.args))
