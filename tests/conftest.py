@@ -24,6 +24,7 @@ STARTS_RAY = {"actors", "chaos", "test_apart.py", "test_two_nodes.py"}
 _numbers = itertools.count(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What goes to the same worker of several: a Ray head and its ranks fill two cores, two of them would starve."""
     for item in items:

@@ -14,7 +14,7 @@ import actors
 from actors.flux.render import Renderer, RenderJob
 from tests.flux.small import stages
 from training.checker import NAMES, colour_index, judge, see
-from training.evaluate import renderer
+from training.evaluate import RESULT, fingerprint, renderer
 from training.shapes import Item, Pixels, Scene, draw
 
 MODELS = Path(actors.__file__).parent / "tiny" / "models"
@@ -50,6 +50,10 @@ def test_the_files_are_bfloat16_and_fit_into_the_package() -> None:
         assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}, name
         assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()), name
         assert all(bool(tensor.any()) for tensor in tensors.values() if tensor.ndim > 1), name
+
+
+def test_the_kept_table_is_of_these_very_weights() -> None:
+    assert json.loads(RESULT.read_text())["weights_sha256"] == fingerprint(MODELS)
 
 
 def test_the_config_says_what_the_tensors_have(machine: Renderer) -> None:
