@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
-# Two workers with one thread each; a file's tests stay together, and so do all that start Ray.
-SPREAD := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 .PHONY: demo up test test-all chaos chaos-cluster check lint types contracts format clean
 
@@ -14,10 +12,10 @@ up: .venv/ready
 	$(BIN)/farm up
 
 test: .venv/ready
-	$(SPREAD) -m "not slow" --durations=20
+	$(BIN)/pytest -m "not slow" --durations=20
 
 test-all: .venv/ready
-	$(SPREAD)
+	$(BIN)/pytest
 
 chaos: .venv/ready
 	$(BIN)/python -m tests.chaos --kills 100

@@ -19,17 +19,7 @@ from farm.tables import METADATA
 settings.register_profile("farm", deadline=None)  # a busy machine is not a defect
 settings.load_profile("farm")
 
-TESTS = Path(__file__).parent
-STARTS_RAY = {"actors", "chaos", "test_apart.py", "test_two_nodes.py"}
 _numbers = itertools.count(1)
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What goes to the same worker of several: a Ray head and its ranks fill two cores, two of them would starve."""
-    for item in items:
-        part = item.path.relative_to(TESTS)
-        item.add_marker(pytest.mark.xdist_group("ray" if part.parts[0] in STARTS_RAY else str(part)))
 
 
 @pytest.fixture(scope="session")
