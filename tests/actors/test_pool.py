@@ -286,7 +286,7 @@ def test_a_gang_that_nobody_uses_makes_room_or_is_replaced_where_its_files_are_o
     cluster.disconnect()
     cluster.connect(settings)
     until(lambda: gang.unused() == sorted(left))
-    again = Pool(settings.model_copy(update={"device": "cpu:0"}), CARDS, shard=FAKE, room_s=3.0)
+    again = Pool(settings.model_copy(update={"embeddings_mb": 255}), CARDS, shard=FAKE, room_s=3.0)
     replaced = drawn(again)
     until(lambda: set(gang.standing()) == {left[1], replaced})
     third = drawn(again, "third")
