@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -82,9 +82,16 @@ def api() -> None:
 
 
 @app.command()
-def dispatch() -> None:
+def dispatch(*, unkept: Annotated[bool, typer.Option("--unkept", hidden=True)] = False) -> None:
     """Run a dispatcher alone: it leases jobs and carries them through rendering, judging, signing and publication."""
+    from actors import cluster
+    from farm.commands.starting import argv
+    from farm.keeping import Keeper
+
     settings = _begin()
+    if not unkept:
+        cluster.foreign_address(settings)  # one that can never be joined is told at once
+        raise typer.Exit(Keeper(argv("dispatch")).run())
     dispatcher, close = build_dispatcher(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: dispatcher.stop())

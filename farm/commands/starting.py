@@ -87,7 +87,12 @@ def supervisor(settings: Settings) -> Supervisor:
     """Another's Ray cluster is not ours to start."""
     foreign = settings.ray_address or os.environ.get("RAY_ADDRESS")
     names = [name for name in CHILDREN if not (foreign and name == "ray")]
-    return Supervisor(settings.home, [Child(name, [sys.executable, "-m", "farm.cli", name]) for name in names])
+    return Supervisor(settings.home, [Child(name, argv(name)) for name in names])
+
+
+def argv(child: str) -> list[str]:
+    """Of one that is started again by whoever runs it: the dispatcher needs no keeper of its own."""
+    return [sys.executable, "-m", "farm.cli", child, *(["--unkept"] if child == "dispatch" else [])]
 
 
 def announce(settings: Settings) -> None:

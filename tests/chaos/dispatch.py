@@ -9,4 +9,4 @@ from farm.cli import main
 
 if __name__ == "__main__":
     pool.Pool = functools.partial(pool.Pool, shard="tests.chaos.flat:load_shard")  # type: ignore[misc,assignment]
-    main(["dispatch"])
+    main(["dispatch", "--unkept"])
