@@ -13,10 +13,10 @@ from actors.shard import factory, hide_gpus
 from farm.config import Settings
 from farm.errors import Fault
 from farm.job import Cause
-from farm.ports import Frame, Stage, Verdict
+from farm.ports import Frame, Rules, Stage, Verdict
 
 log = logging.getLogger("farm.gate")
-METHODS = ("judge_prompts", "judge_frames")
+METHODS = ("judge_prompts", "judge_frames", "use")
 CALL_S = 120.0
 PREVIEW_S = 20.0  # every finished frame waits meanwhile, and nobody misses a preview
 LOAD_S = 600.0
@@ -79,6 +79,11 @@ class RemoteGate:
         self.lock = threading.Lock()
         self.actor: Any = None
         self.connection = ""  # the one the handle belongs to
+        self.rules: Rules | None = None
+        self.told: Rules | None = None  # what the actor there is judges by
+
+    def use(self, rules: Rules) -> None:
+        self.rules = rules
 
     def judge_prompts(self, prompts: Sequence[str]) -> list[Verdict | Fault]:
         return self._answers(self.call_s, "judge_prompts", len(prompts), list(prompts))
@@ -101,6 +106,9 @@ class RemoteGate:
         actor = self._host(cluster.connect(self.settings))
         try:
             self._get(actor, actor.load.remote(*HARMLESS), LOAD_S)
+            if (rules := self.rules) is not self.told:
+                self._get(actor, actor.call.remote("use", (rules,), limit_s), limit_s)
+                self.told = rules
         except Died as died:
             raise Fault(Cause.GATE_DOWN, f"the gate died while it was made ready: {died}") from died
         try:
@@ -128,7 +136,7 @@ class RemoteGate:
         if self.actor is None or self.connection != connection:
             made = ray.remote(Host).options(num_cpus=0, max_restarts=0, max_task_retries=0)
             self.actor = made.remote(self.dotted, self.args, METHODS)
-            self.connection = connection
+            self.connection, self.told = connection, None
         return self.actor
 
     def _forget(self, actor: Any) -> None:

@@ -21,6 +21,7 @@ from farm.ports import (
     Provenance,
     Rendered,
     RenderRequest,
+    Rules,
     Signed,
     Stage,
     Step,
@@ -57,6 +58,9 @@ class Renderer:
 
 class Gate:
     """Allows everything, and says as much of each frame as the real one."""
+
+    def use(self, rules: Rules) -> None:
+        """It has none."""
 
     def judge_prompts(self, prompts: Sequence[str]) -> list[Verdict | Fault]:
         subjects = (hashlib.sha256(prompt.encode()).hexdigest() for prompt in prompts)

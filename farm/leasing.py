@@ -63,7 +63,8 @@ STORED = tuple(Stored.__dataclass_fields__)
 SPEC = ("model", "prompt", "seed", "width", "height", "steps", "guidance", "format", "edit")
 WANTED = [*moves.LOCKED, JOB.c.upload_id, *(JOB.c[name] for name in SPEC)]
 # Built once: what every group asks costs more to put together than to answer.
-KNOWN = select(*(VERDICT.c[name] for name in ("job_id", "attempt", "stage", "subject", "id"))).where(
+KEY = ("job_id", "attempt", "stage", "subject", "policy", "lists")
+KNOWN = select(*(VERDICT.c[name] for name in (*KEY, "id"))).where(
     VERDICT.c.job_id.in_(bindparam("jobs", expanding=True))
 )
 CLAIM = (
@@ -343,20 +344,19 @@ def _lease(row: Row[Any], owner: str, reference: tuple[str, str] | None) -> Leas
     )
 
 
-def _key(lease: Lease, verdict: Verdict) -> tuple[int, int, str, str]:
-    return lease.job_id, lease.attempt, str(verdict.stage), verdict.subject
+def _key(lease: Lease, verdict: Verdict) -> tuple[object, ...]:
+    return lease.job_id, lease.attempt, str(verdict.stage), verdict.subject, verdict.policy, verdict.lists
 
 
-def _known(connection: Connection, jobs: Iterable[int]) -> dict[tuple[int, int, str, str], int]:
-    known: dict[tuple[int, int, str, str], int] = {}
+def _known(connection: Connection, jobs: Iterable[int]) -> dict[tuple[object, ...], int]:
+    known: dict[tuple[object, ...], int] = {}
     for some in moves.chunks(jobs):
-        rows = connection.execute(KNOWN, {"jobs": some})
-        known |= {(job, attempt, stage, subject): id_ for job, attempt, stage, subject, id_ in rows}
+        known |= {tuple(key): id_ for *key, id_ in connection.execute(KNOWN, {"jobs": some})}
     return known
 
 
 def _verdict_row(lease: Lease, verdict: Verdict, gang: str, weights: str, now: float) -> dict[str, Any]:
-    said = {name: getattr(verdict, name) for name in Verdict.__dataclass_fields__}
+    said = {name: getattr(verdict, name) for name in Verdict.__dataclass_fields__ if name != "shadow"}
     made = {"project_id": lease.project_id, "job_id": lease.job_id, "attempt": lease.attempt, "created_at": now}
     return (
         said | made | {"stage": str(verdict.stage), "outcome": str(verdict.outcome), "gang": gang, "weights": weights}

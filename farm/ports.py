@@ -6,7 +6,8 @@ A port reports trouble by raising (or returning, for one of a group) a `Fault` w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -36,6 +37,7 @@ class Frame:
     width: int
     height: int
     pixels: bytes = field(repr=False)
+    file_sha256: str = ""  # of the file it was decoded from, where a stranger sent it
 
     @property
     def sha256(self) -> str:
@@ -60,6 +62,38 @@ class Verdict:
     view: str | None = None  # which part of the frame scored highest
     reason: str = ""  # words for the submitter
     embedding: bytes | None = field(default=None, repr=False)  # float16, one row a view
+    pdq: bytes | None = field(default=None, repr=False)  # of a frame: 32 bytes of PDQ hash, one of its quality
+    lists: str = ""  # what the policy's hash lists held, as Rules.held says it
+    shadow: Verdict | None = None  # what the policy in shadow would have said
+
+
+@dataclass(frozen=True, slots=True)
+class HashList:
+    """One imported list of hashes of known pictures."""
+
+    name: str
+    kind: str  # sha256 or pdq
+    digests: bytes = field(repr=False)  # 32 bytes each, sorted, no doubles
+    sha256: str = field(init=False)  # of the digests
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha256", hashlib.sha256(self.digests).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the gate judges by."""
+
+    policy: str  # the document in force, as canonical JSON (which is YAML, too)
+    shadow: str = ""  # one that judges beside it and decides nothing
+    lists: tuple[HashList, ...] = ()  # those that either of them names, as far as they were imported
+
+    def held(self, names: Iterable[str]) -> str:
+        """One hash of what the lists of these names hold; none of it where there are no names. A list that was never
+        imported counts as such, so that its import makes another hash."""
+        known = {one.name: one.sha256 for one in self.lists}
+        held = {name: known.get(name, "") for name in names}
+        return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest() if held else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +255,10 @@ class Gate(Protocol):
 
     def judge_frames(self, frames: Sequence[Frame], stage: Stage) -> list[Verdict | Fault]:
         """Fails closed: whatever is not a verdict is a Fault, never an allowing answer."""
+        ...
+
+    def use(self, rules: Rules) -> None:
+        """From the next call on. Quick: a gate elsewhere hears of it with that call."""
         ...
 
 

@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, Column, Index, Integer, LargeBinary, UniqueConstraint, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+    text,
+)
 from sqlmodel import Field, SQLModel
 
 from farm.job import State
@@ -23,6 +34,8 @@ NEVER_AGAIN = {"sqlite_autoincrement": True}  # an id that was given once is not
 BATCH_STATES = ("staging", "open", "paused", "cancelled", "discarded")
 DECISIONS = ("approve", "reject", "withdraw")
 HOLDINGS = ("non-commercial", "commercial")
+LIST_KINDS = ("sha256", "pdq")
+POLICY_ROLES = ("active", "shadow")
 ROLES = ("submitter", "reviewer", "operator")
 
 
@@ -174,7 +187,8 @@ class Unfollowed(SQLModel, table=True):
 
 class Verdict(SQLModel, table=True):
     __table_args__ = (
-        UniqueConstraint("job_id", "attempt", "stage", "subject", name="verdict_key"),
+        UniqueConstraint("job_id", "attempt", "stage", "subject", "policy", "lists", name="verdict_key"),
+        Index("verdict_said", "stage", "outcome", "concept"),
         one_of("verdict", "stage", Stage),
         one_of("verdict", "outcome", Outcome),
     )
@@ -193,8 +207,85 @@ class Verdict(SQLModel, table=True):
     view: str | None = None
     reason: str = ""
     embedding: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    pdq: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    lists: str = Field(default="", sa_column=Column(String, nullable=False, server_default=""))
     gang: str = ""  # who drew the frame, for the manifest
     weights: str = ""
+    created_at: float
+
+
+class Policy(SQLModel, table=True):
+    """A safety document that was in force or in shadow once, whole, so that every verdict can be explained."""
+
+    hash: str = Field(primary_key=True)
+    name: str
+    document: str
+    person: str
+    created_at: float
+
+
+class InForce(SQLModel, table=True):
+    """Which policy judges, and with which lists. Publication holds the active one still, or it is another's."""
+
+    __tablename__ = "in_force"
+    __table_args__ = (one_of("in_force", "role", POLICY_ROLES),)
+    role: str = Field(primary_key=True)
+    policy: str = Field(foreign_key="policy.hash")
+    lists: str = ""  # what the hash lists that it names hold
+    version: int  # one more with every change
+    person: str
+    created_at: float
+
+
+class ShadowVerdict(SQLModel, table=True):
+    """What the policy in shadow would have said, beside what was said."""
+
+    __tablename__ = "shadow_verdict"
+    __table_args__ = (
+        UniqueConstraint("job_id", "attempt", "stage", "subject", "policy", "against", name="shadow_verdict_key"),
+        Index("shadow_verdict_policy", "policy", "against", "stage", "active_outcome", "outcome"),
+        one_of("shadow_verdict", "stage", Stage),
+        one_of("shadow_verdict", "outcome", Outcome),
+        one_of("shadow_verdict", "active_outcome", Outcome),
+    )
+    id: int | None = big_key()
+    project_id: str
+    job_id: int = Field(sa_column=Column(BIG, nullable=False))
+    attempt: int
+    stage: str
+    subject: str
+    policy: str
+    outcome: str
+    against: str  # the policy in force
+    active_outcome: str
+    concept: str | None = None
+    probability: float | None = None
+    created_at: float
+
+
+class HashList(SQLModel, table=True):
+    """Hashes of known pictures, imported by an operator."""
+
+    __tablename__ = "hash_list"
+    __table_args__ = (one_of("hash_list", "kind", LIST_KINDS),)
+    name: str = Field(primary_key=True)
+    kind: str
+    digests: bytes  # 32 each, sorted, no doubles
+    entries: int
+    sha256: str  # of the digests
+    person: str
+    updated_at: float
+
+
+class Quarantine(SQLModel, table=True):
+    """The encrypted pixels of a blocked frame, until their time is over."""
+
+    id: int | None = big_key()
+    project_id: str
+    job_id: int = Field(sa_column=Column(BIG, index=True, nullable=False))
+    verdict_id: int = Field(sa_column=Column(BIG, unique=True, nullable=False))
+    key: str  # in the store
+    expires_at: float = Field(index=True)
     created_at: float
 
 
@@ -364,6 +455,11 @@ LANE = METADATA.tables["lane"]
 JOB = METADATA.tables["job"]
 UNFOLLOWED = METADATA.tables["unfollowed"]
 VERDICT = METADATA.tables["verdict"]
+POLICY = METADATA.tables["policy"]
+IN_FORCE = METADATA.tables["in_force"]
+SHADOW_VERDICT = METADATA.tables["shadow_verdict"]
+HASH_LIST = METADATA.tables["hash_list"]
+QUARANTINE = METADATA.tables["quarantine"]
 ARTIFACT = METADATA.tables["artifact"]
 DECISION = METADATA.tables["decision"]
 JOB_FAULT = METADATA.tables["job_fault"]

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from farm.errors import FarmError, Fault
 from farm.job import Cause
-from farm.ports import Frame, Outcome, Stage, Verdict
+from farm.ports import Frame, Outcome, Rules, Stage, Verdict
 from safety.clip import Encoder, as_image, load_encoder, unit, views
-from safety.policy import Concept, Policy, load
+from safety.policy import Concept, Policy, load, parse
 from safety.prompt import SEVERITY, judge_prompt
 
 FLAT = 8  # a picture whose channels vary by less shows nothing to judge
@@ -56,6 +56,9 @@ class ClipGate:
         self._open = open_encoder
         self._encoder: Encoder | None = None
         self._lock = threading.Lock()
+
+    def use(self, rules: Rules) -> None:
+        self.policy = parse(rules.policy)
 
     def judge_prompts(self, prompts: Sequence[str]) -> list[Verdict | Fault]:
         return [guarded(partial(judge_prompt, self.policy, prompt), "prompt") for prompt in prompts]

@@ -20,6 +20,7 @@ from farm.ports import (
     Provenance,
     Rendered,
     RenderRequest,
+    Rules,
     Signed,
     Stage,
     Step,
@@ -66,6 +67,10 @@ class WordGate:
 
     frame_outcome: Callable[[Frame], Outcome] = lambda frame: Outcome.ALLOW
     fault: Fault | None = None
+    policy: str = "p" * 64
+
+    def use(self, rules: Rules) -> None:
+        self.policy = hashlib.sha256(rules.policy.encode()).hexdigest()
 
     def judge_prompts(self, prompts: Sequence[str]) -> list[Verdict | Fault]:
         return [self.fault or self._prompt(prompt) for prompt in prompts]
@@ -78,7 +83,7 @@ class WordGate:
         return self._verdict(Stage.PROMPT, hashlib.sha256(prompt.encode()).hexdigest(), outcome)
 
     def _verdict(self, stage: Stage, subject: str, outcome: Outcome) -> Verdict:
-        return Verdict(stage, subject, outcome, policy="p" * 64, encoder="e" * 64, reason=f"{outcome} by {stage}")
+        return Verdict(stage, subject, outcome, policy=self.policy, encoder="e" * 64, reason=f"{outcome} by {stage}")
 
 
 @dataclass

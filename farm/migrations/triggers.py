@@ -106,9 +106,11 @@ RULES = [
         "INSERT",
         "a verdict is never replaced",
         "EXISTS (SELECT 1 FROM verdict v WHERE v.job_id = NEW.job_id AND v.attempt = NEW.attempt"
-        " AND v.stage = NEW.stage AND v.subject = NEW.subject)",
+        " AND v.stage = NEW.stage AND v.subject = NEW.subject AND v.policy = NEW.policy AND v.lists = NEW.lists)",
         only="sqlite",
     ),
+    *_write_once("policy", key="hash"),
+    *_write_once("shadow_verdict"),
     *_write_once("decision"),
     *_except_update(_write_once("audit")),
     Rule(

@@ -17,7 +17,7 @@ from actors.messages import Post
 from actors.shard import Shard
 from farm.errors import Fault
 from farm.job import Cause
-from farm.ports import Frame, Outcome, Stage, Verdict
+from farm.ports import Frame, Outcome, Rules, Stage, Verdict
 
 if TYPE_CHECKING:
     from actors.flux.render import Preview
@@ -178,6 +178,9 @@ def load_walks(_: Post) -> Shard:
 class Judge:
     def __init__(self, word: str) -> None:
         self.word = word
+
+    def use(self, rules: Rules) -> None:
+        self.word = rules.policy
 
     def judge_prompts(self, prompts: Sequence[str]) -> list[Verdict | Fault]:
         return [self.judge(prompt) for prompt in prompts]

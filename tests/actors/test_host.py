@@ -14,7 +14,7 @@ from actors.host import CALL_S, HARMLESS, Host, RemoteGate
 from farm.config import Settings
 from farm.errors import Fault
 from farm.job import Cause
-from farm.ports import Frame, Outcome, Stage, Verdict
+from farm.ports import Frame, Outcome, Rules, Stage, Verdict
 
 JUDGE = "tests.actors.fakes:load_judge"
 
@@ -43,6 +43,19 @@ def test_verdicts_and_faults_come_back_in_order(gate: RemoteGate) -> None:
     assert isinstance(fault, Fault)
     assert (allowed.outcome, fault.cause, blocked.outcome) == (Outcome.ALLOW, Cause.GATE_ERROR, Outcome.BLOCK)
     assert int(allowed.subject) != os.getpid()
+
+
+def test_rules_reach_the_actor_with_the_next_call_and_every_later_actor(gate: RemoteGate) -> None:
+    first = pid(gate)
+    gate.use(Rules("cat"))
+    (verdict,) = gate.judge_prompts(["a cat"])
+    assert isinstance(verdict, Verdict)
+    assert (verdict.outcome, int(verdict.subject)) == (Outcome.BLOCK, first)
+    os.kill(first, signal.SIGKILL)
+    assert cause(lambda: gate.judge_prompts(["a cat"])) is Cause.GATE_DOWN
+    (verdict,) = gate.judge_prompts(["a cat"])
+    assert isinstance(verdict, Verdict)
+    assert verdict.outcome is Outcome.BLOCK
 
 
 def test_what_ends_the_gate_pays_for_it_and_the_gate_works_again(gate: RemoteGate) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from sqlalchemy import Connection, Select, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -36,9 +37,10 @@ from tests.conftest import fresh_postgres
 from tests.queue.conftest import Desk, verdict
 
 # What came after the first tables.
-NEWER_RULES = ("audit_head_", "acceptance_")
-NEWER_TABLES = ("acceptance", "drain", "gang", "node", "progress", "unfollowed")
-NEWER_INDEXES = ("job_batch", "job_project", "job_waits")
+NEWER_TABLES = ("acceptance", "drain", "gang", "hash_list", "in_force", "node", "policy", "progress", "quarantine")
+ALSO_NEWER_TABLES = ("shadow_verdict", "unfollowed")
+NEWER_OF_VERDICT = ("pdq", "lists")
+NEWER_INDEXES = ("job_batch", "job_project", "job_waits", "verdict_said")
 START = (
     "import sys; from farm.db import connect, migrate; engine = connect(sys.argv[1]); migrate(engine); engine.dispose()"
 )
@@ -98,11 +100,16 @@ def test_a_database_of_the_first_tables_is_brought_up_to_date_and_keeps_its_rows
     desk.queue.record([(lease, verdict("f" * 64, Outcome.REVIEW))])
     judged = desk.rows("SELECT * FROM verdict")
     with desk.engine.begin() as connection:
-        law1.drop(connection, {name for name in law1.standing(connection) if name.startswith(NEWER_RULES)})
-        for table in NEWER_TABLES:
+        law1.drop(connection, law1.standing(connection))
+        for table in (*NEWER_TABLES, *ALSO_NEWER_TABLES):
             connection.execute(text(f"DROP TABLE {table}"))
         for index in NEWER_INDEXES:
             connection.execute(text(f"DROP INDEX {index}"))
+        with Operations(MigrationContext.configure(connection)).batch_alter_table("verdict") as judged_by:
+            judged_by.drop_constraint("verdict_key", type_="unique")
+            judged_by.create_unique_constraint("verdict_key", ["job_id", "attempt", "stage", "subject"])
+            for newer in NEWER_OF_VERDICT:
+                judged_by.drop_column(newer)
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
         if connection.dialect.name == "postgresql":
             connection.execute(text("ALTER FUNCTION law1_published_update() RESET search_path"))

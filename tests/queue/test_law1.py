@@ -13,7 +13,7 @@ from farm.job import State
 from farm.job_queue import NewJob
 from farm.ports import Lease, Outcome, Stage
 from tests.fakes import StampSigner
-from tests.queue.conftest import SPEC, START, Desk, finished, frame_of, stored, verdict
+from tests.queue.conftest import SPEC, START, Desk, finished, frame_of, sha, stored, verdict
 
 ARTIFACT = """INSERT INTO artifact (project_id, job_id, verdict_id, decision_id, frame_sha256, manifest_sha256,
     verified_at, key, label, mime, width, height, bytes, created_at)
@@ -252,6 +252,36 @@ def test_verdicts_and_decisions_are_never_changed_or_deleted(desk: Desk, lease: 
             desk.sql(f"TRUNCATE {table}")
 
 
+def test_policies_and_what_was_said_in_shadow_are_never_changed_or_deleted(desk: Desk) -> None:
+    desk.sql("INSERT INTO policy (hash, name, document, person, created_at) VALUES ('h', 'n', '{}', 'ann', 0)")
+    desk.sql(
+        "INSERT INTO shadow_verdict (project_id, job_id, attempt, stage, subject, policy, outcome, against,"
+        " active_outcome, created_at) VALUES ('ours', 1, 1, 'frame', 's', 'h', 'block', 'i', 'allow', 0)"
+    )
+    statements = ["UPDATE policy SET document = '{ }'", "DELETE FROM policy"]
+    statements += ["UPDATE shadow_verdict SET outcome = 'allow'", "DELETE FROM shadow_verdict"]
+    if desk.engine.dialect.name == "postgresql":
+        statements += ["TRUNCATE policy CASCADE", "TRUNCATE shadow_verdict"]
+    else:
+        statements += [
+            f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}" for table in ("policy", "shadow_verdict")
+        ]
+    for statement in statements:
+        with pytest.raises(IntegrityError, match="never changed or deleted"):
+            desk.sql(statement)
+
+
+def test_a_verdict_of_another_policy_stands_beside_the_first_and_a_twin_does_not(desk: Desk, lease: Lease) -> None:
+    first = desk.judge(lease)
+    columns = "project_id, job_id, attempt, stage, subject, outcome, encoder, reason, gang, weights, created_at"
+    another = f"INSERT INTO verdict ({columns}, policy, lists) SELECT {columns}, :policy, :lists FROM verdict"
+    assert desk.sql(f"{another} WHERE id = :id", policy="another", lists="", id=first) == 1
+    assert desk.sql(f"{another} WHERE id = :id", policy="another", lists="of today", id=first) == 1
+    for policy, lists in (("another", ""), ("another", "of today"), (sha("policy"), "")):
+        with pytest.raises(IntegrityError):
+            desk.sql(f"{another} WHERE id = :id", policy=policy, lists=lists, id=first)
+
+
 @pytest.mark.parametrize("sealed", [False, True])
 def test_audit_rows_are_sealed_once_and_never_changed(desk: Desk, lease: Lease, sealed: bool) -> None:
     if sealed:
@@ -289,11 +319,9 @@ def test_sqlite_cannot_replace_a_row_by_inserting_over_it(desk: Desk, lease: Lea
     with pytest.raises(IntegrityError):
         desk.sql(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}")
     if table == "verdict":
+        same = "project_id, job_id, attempt, stage, subject, policy, lists, encoder, reason, gang, weights, created_at"
         with pytest.raises(IntegrityError):
-            desk.sql(
-                "INSERT OR REPLACE INTO verdict SELECT 50, project_id, job_id, attempt, stage, subject, 'allow',"
-                " policy, encoder, concept, margin, probability, view, reason, embedding, gang, weights, 0 FROM verdict"
-            )
+            desk.sql(f"INSERT OR REPLACE INTO verdict (id, outcome, {same}) SELECT 50, 'allow', {same} FROM verdict")
     assert desk.rows(f"SELECT * FROM {table} ORDER BY 1") == before
 
 
