@@ -53,6 +53,18 @@ def _alone(pool: PoolSpec, stage: Stage, spec: GangSpec) -> PoolSpec:
     return pool.model_copy(update=given | fixed)
 
 
+def spare_gpus(settings: Settings, cards: Mapping[str, ModelCard], there: float) -> float:
+    """Of those of the cluster, what is left with every gang that there may be."""
+    alone = [one for pool in pools_of(settings, cards) for _, one in divided(pool)]
+    return there - sum(one.max * one.ranks * _gpus_of_rank(one, settings.device) for one in alone)
+
+
+def _gpus_of_rank(pool: PoolSpec, device: str) -> float:
+    if pool.gpus is not None:
+        return pool.gpus
+    return float((pool.device or device) != "cpu")
+
+
 def device_of(device: str, gpus: float) -> str:
     """Of a rank of so many GPUs."""
     return ("cuda" if gpus else "cpu") if device == "auto" else device

@@ -144,7 +144,7 @@ def build_api(settings: Settings) -> FastAPI:
 def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]]:
     """The dispatcher with every port connected, and what closes them."""
     from actors import cluster
-    from actors.host import RemoteGate
+    from actors.gate import RemoteGate
     from actors.models import catalogue, lacking
     from actors.plan import groups_of
     from actors.pool import Pool

@@ -144,6 +144,23 @@ class Settings(BaseSettings):
     pools: tuple[PoolSpec, ...] = Field((), description="`[[pools]]` of gangs; a model without one has one rank")
     policy: str = Field("", description="policy document; empty: the bundled demo policy")
     encoder: str = Field("", description="open_clip folder or name of the gate; empty: the bundled tiny one")
+    gates: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="gate actors of a dispatcher, each with the encoder: what it judges is spread over them",
+    )
+    gate_device: Device = Field(
+        "auto",
+        min_length=1,
+        description="auto, cpu or cuda; auto: a GPU that no gang can ask for, else the CPU, on one thread",
+    )
+    gate_gpus: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="of a GPU that a gate on one asks for; a gang on the same one asks for less than all of it",
+    )
     ray_address: str = Field("", description="an existing Ray cluster; empty: one of our own (or RAY_ADDRESS)")
     group: int = Field(4, ge=1, le=256, description="jobs of one shape key leased together")
     workers: int = Field(

@@ -176,10 +176,14 @@ def load_walks(_: Post) -> Shard:
 
 
 class Judge:
-    def __init__(self, word: str) -> None:
-        self.word = word
+    """Its verdicts on prompts name its process and its device."""
+
+    def __init__(self, word: str, device: str) -> None:
+        self.word, self.device, self.broken = word, device, False
 
     def use(self, rules: Rules) -> None:
+        if rules.policy == "no policy":
+            raise ValueError("these rules cannot be read")
         self.word = rules.policy
 
     def judge_prompts(self, prompts: Sequence[str]) -> list[Verdict | Fault]:
@@ -190,6 +194,8 @@ class Judge:
             os._exit(1)
         if stage is Stage.PREVIEW and self.word == "hangs at previews":
             time.sleep(600)
+        if self.broken:
+            return [Fault(Cause.GATE_ERROR, "CUDA error: an illegal memory access was encountered") for _ in frames]
         return [Verdict(stage, frame.sha256, Outcome.REVIEW, "policy", "encoder") for frame in frames[:1]]
 
     def judge(self, prompt: str) -> Verdict | Fault:
@@ -197,20 +203,23 @@ class Judge:
             os._exit(1)
         if prompt == "hang":
             time.sleep(600)
+        if prompt == "a second":
+            time.sleep(1)
         if prompt == "odd":
             raise ValueError("an odd prompt")
-        if prompt == "fault":
+        self.broken |= prompt == "break"
+        if prompt in ("fault", "break"):
             return Fault(Cause.GATE_ERROR, "no verdict for this one")
         outcome = Outcome.BLOCK if self.word in prompt else Outcome.ALLOW
-        return Verdict(Stage.PROMPT, str(os.getpid()), outcome, "policy", "")
+        return Verdict(Stage.PROMPT, str(os.getpid()), outcome, "policy", self.device)
 
     def forbidden(self) -> str:
         return "this was not to be called"
 
 
-def load_judge(word: str) -> Judge:
+def load_judge(word: str, device: str) -> Judge:
     if word == "broken":
         raise RuntimeError("this policy does not load")
     if word == "dies when made":
         os._exit(1)
-    return Judge(word)
+    return Judge(word, f"{device}, sees {os.environ.get('CUDA_VISIBLE_DEVICES', 'all')!r}")

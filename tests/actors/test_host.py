@@ -1,20 +1,22 @@
-"""The gate in its own actor: it fails closed, and comes back."""
+"""The gate in actors of its own: it fails closed, and comes back."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import ray
 
-from actors.host import CALL_S, HARMLESS, Host, RemoteGate
+from actors.gate import CALL_S, RemoteGate
+from actors.host import METHODS, Host
 from farm.config import Settings
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Frame, Outcome, Rules, Stage, Verdict
+from tests.actors.conftest import until
 
 JUDGE = "tests.actors.fakes:load_judge"
 
@@ -25,15 +27,18 @@ def gate(settings: Settings) -> RemoteGate:
 
 
 def pid(gate: RemoteGate) -> int:
-    (verdict,) = gate.judge_prompts(["a cat"])
-    assert isinstance(verdict, Verdict)
-    return int(verdict.subject)
+    return verdict(gate, "a cat")[1]
 
 
-def cause(ask: Callable[[], object]) -> Cause:
-    with pytest.raises(Fault) as caught:
-        ask()
-    return caught.value.cause
+def verdict(gate: RemoteGate, prompt: str) -> tuple[Outcome, int]:
+    (answer,) = gate.judge_prompts([prompt])
+    assert isinstance(answer, Verdict)
+    return answer.outcome, int(answer.subject)
+
+
+def cause(answers: Sequence[Verdict | Fault]) -> Cause:
+    (cause,) = {answer.cause for answer in answers if isinstance(answer, Fault)}
+    return cause
 
 
 def test_verdicts_and_faults_come_back_in_order(gate: RemoteGate) -> None:
@@ -45,35 +50,22 @@ def test_verdicts_and_faults_come_back_in_order(gate: RemoteGate) -> None:
     assert int(allowed.subject) != os.getpid()
 
 
-def test_rules_reach_the_actor_with_the_next_call_and_every_later_actor(gate: RemoteGate) -> None:
-    first = pid(gate)
-    gate.use(Rules("cat"))
-    (verdict,) = gate.judge_prompts(["a cat"])
-    assert isinstance(verdict, Verdict)
-    assert (verdict.outcome, int(verdict.subject)) == (Outcome.BLOCK, first)
-    os.kill(first, signal.SIGKILL)
-    assert cause(lambda: gate.judge_prompts(["a cat"])) is Cause.GATE_DOWN
-    (verdict,) = gate.judge_prompts(["a cat"])
-    assert isinstance(verdict, Verdict)
-    assert verdict.outcome is Outcome.BLOCK
-
-
 def test_what_ends_the_gate_pays_for_it_and_the_gate_works_again(gate: RemoteGate) -> None:
     first = pid(gate)
-    assert cause(lambda: gate.judge_prompts(["die"])) is Cause.GATE_ERROR
+    assert cause(gate.judge_prompts(["die"])) is Cause.GATE_ERROR
     assert pid(gate) != first
 
 
 def test_killed_between_two_questions_it_is_down_and_then_works_again(gate: RemoteGate) -> None:
     first = pid(gate)
     os.kill(first, signal.SIGKILL)
-    assert cause(lambda: gate.judge_prompts(["a cat"])) is Cause.GATE_DOWN
+    assert cause(gate.judge_prompts(["a cat"])) is Cause.GATE_DOWN
     assert pid(gate) != first
 
 
 def test_what_hangs_the_gate_pays_for_it(settings: Settings) -> None:
     gate = RemoteGate(settings, JUDGE, ["gun"], call_s=1.0)
-    assert cause(lambda: gate.judge_prompts(["hang"])) is Cause.GATE_ERROR
+    assert cause(gate.judge_prompts(["hang"])) is Cause.GATE_ERROR
     pid(gate)
 
 
@@ -82,39 +74,70 @@ def test_what_hangs_the_gate_as_a_preview_does_not_keep_it_from_finished_frames_
     frame = Frame(1, 1, bytes(3))
     (before,) = gate.judge_frames([frame], Stage.FRAME)
     began = time.monotonic()
-    assert cause(lambda: gate.judge_frames([frame], Stage.PREVIEW)) is Cause.GATE_ERROR
+    assert cause(gate.judge_frames([frame], Stage.PREVIEW)) is Cause.GATE_ERROR
     assert gate.judge_frames([frame], Stage.FRAME) == [before]
     assert time.monotonic() - began < CALL_S
 
 
 @pytest.mark.parametrize("word", ["dies when asked", "dies when made"])
 def test_a_gate_that_dies_before_it_is_asked_is_nobody_s_fault(settings: Settings, word: str) -> None:
-    assert cause(lambda: RemoteGate(settings, JUDGE, [word]).judge_prompts(["a cat"])) is Cause.GATE_DOWN
+    assert cause(RemoteGate(settings, JUDGE, [word]).judge_prompts(["a cat"])) is Cause.GATE_DOWN
 
 
 def test_what_it_raises_is_no_verdict_and_no_restart(gate: RemoteGate) -> None:
     first = pid(gate)
-    assert cause(lambda: gate.judge_prompts(["odd"])) is Cause.GATE_ERROR
+    assert cause(gate.judge_prompts(["odd"])) is Cause.GATE_ERROR
     assert pid(gate) == first
 
 
-def test_too_few_answers_are_refused(gate: RemoteGate) -> None:
-    frames = [Frame(1, 1, bytes((shade, 0, 0))) for shade in (1, 2)]
-    assert cause(lambda: gate.judge_frames(frames, Stage.FRAME)) is Cause.GATE_ERROR
+def test_a_gate_that_fails_at_any_picture_is_replaced_and_nobody_pays(gate: RemoteGate) -> None:
+    first = pid(gate)
+    assert cause(gate.judge_prompts(["fault"])) is Cause.GATE_ERROR
+    assert pid(gate) == first, "it was this prompt's doing"
+    (answer,) = gate.judge_prompts(["break"])
+    assert isinstance(answer, Fault)
+    assert answer.cause is Cause.GATE_DOWN
+    assert "fails at a harmless picture, too: CUDA error" in answer.detail
+    assert pid(gate) != first
+
+
+def test_rules_reach_the_actor_with_the_next_call_and_every_later_actor(gate: RemoteGate) -> None:
+    first = pid(gate)
+    gate.use(Rules("cat"))
+    assert verdict(gate, "a cat") == (Outcome.BLOCK, first)
+    os.kill(first, signal.SIGKILL)
+    assert cause(gate.judge_prompts(["a cat"])) is Cause.GATE_DOWN
+    assert verdict(gate, "a cat")[0] is Outcome.BLOCK
+    gate.use(Rules("no policy"))
+    assert cause(gate.judge_prompts(["a cat"])) is Cause.GATE_DOWN, "not judged by what was in force before"
 
 
 def test_a_gate_that_does_not_load_is_down_with_its_reason(settings: Settings) -> None:
-    with pytest.raises(Fault, match="this policy does not load") as caught:
-        RemoteGate(settings, JUDGE, ["broken"]).judge_prompts(["a cat"])
-    assert caught.value.cause is Cause.GATE_DOWN
+    (answer,) = RemoteGate(settings, JUDGE, ["broken"]).judge_prompts(["a cat"])
+    assert isinstance(answer, Fault)
+    assert answer.cause is Cause.GATE_DOWN
+    assert "this policy does not load" in answer.detail
 
 
-def test_only_named_methods_are_called(settings: Settings, gate: RemoteGate, monkeypatch: pytest.MonkeyPatch) -> None:
-    pid(gate)
-    with pytest.raises(ray.exceptions.RayTaskError, match="may not be called"):
-        ray.get(gate.actor.call.remote("forbidden", (), 5.0))
+def test_one_of_two_that_dies_is_replaced_while_the_other_goes_on(settings: Settings) -> None:
+    two = RemoteGate(settings.model_copy(update={"gates": 2}), JUDGE, ["gun"])
+    with ThreadPoolExecutor(1) as thread:
+        busy = thread.submit(verdict, two, "a second")
+        until(lambda: len(two.idle) == 1)
+        first = pid(two)
+        assert cause(two.judge_prompts(["die"])) is Cause.GATE_ERROR
+        assert not busy.done()
+        assert busy.result()[1] != first
+    assert pid(two) == busy.result()[1], "rather that one than the one that is made ready"
+    assert all(seat.actor is not None for seat in two.seats)
+
+
+def test_only_named_methods_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    host = Host(JUDGE, ("gun",), ("forbidden",))
-    host.load(*HARMLESS)
-    assert host.call("forbidden", (), 5.0) == "this was not to be called"
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "", "it has asked for no GPU, and its node may have some"
+    host = Host(JUDGE, ("gun",), "cpu", None)
+    host.load()
+    with pytest.raises(PermissionError, match="may not be called"):
+        host.call("forbidden", (), 5.0)
+    assert "forbidden" not in METHODS
+    ((answer),) = host.call("judge_prompts", (["a cat"],), 5.0)
+    assert answer.encoder == "cpu, sees ''", "it has asked for no GPU, and its node may have some"
