@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor
 from farm.errors import BadInput, Fault, nearest
 from farm.job import Cause
 from farm.ports import Frame
+from safety.files import file_hash, file_hashes
 from safety.places import FILE, HUB, check_file, check_folder, parts
 
 VIEWS = "whole+centre+squares+tiles of two thirds, half overlapping"
@@ -130,8 +131,7 @@ def _fetched(repository: str) -> Path:
 
 def _from_folder(folder: Path, device: str) -> Encoder:
     check_folder(folder)
-    files = {str(path.relative_to(folder)): file_hash(path) for path in _files(folder)}
-    return _open(f"local-dir:{folder.absolute()}", None, files, device)
+    return _open(f"local-dir:{folder.absolute()}", None, file_hashes(folder), device)
 
 
 def _from_file(architecture: str, weights: Path, device: str) -> Encoder:
@@ -144,11 +144,6 @@ def _from_file(architecture: str, weights: Path, device: str) -> Encoder:
     return _open(architecture, str(weights), files, device)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    inside = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return (path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-
-
 def _open(name: str, weights: str | None, files: Mapping[str, str], device: str) -> Encoder:
     model = open_clip.create_model(name, pretrained=weights, require_pretrained=True)
     for part, value in model.state_dict().items():
@@ -158,8 +153,3 @@ def _open(name: str, weights: str | None, files: Mapping[str, str], device: str)
     told = {"files": files, "config": config, "preprocess": dict(model.visual.preprocess_cfg), "views": VIEWS}
     fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return Encoder(model, open_clip.get_tokenizer(name), fingerprint, device)
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

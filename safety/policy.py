@@ -1,6 +1,7 @@
-"""A policy: an immutable YAML document that says what is judged, against what, and what follows. Pure but for `load`.
+"""A policy: an immutable document of what is looked for, at which limits, and what follows. Pure but for `load`.
 
 Its name is its hash: SHA-256 over the canonical JSON of the parsed document, so comments and key order do not count.
+Files that it names stand in it by their hashes, which `load` fills in.
 """
 
 from __future__ import annotations
@@ -8,84 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, fields
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from farm.errors import BadInput, nearest
 from farm.ports import Outcome, Stage
+from safety import clauses
+from safety.clauses import BOTH, STRICT, Classifier, Concept, ListRule, Name, Rule, Siblings, Spike, Text, Texts
+from safety.files import file_hash, folder_hash
+from safety.plain_yaml import plain
 
 DEMO = Path(__file__).parent / "policies" / "demo.yaml"
 MAX_BYTES = 1 << 20
 UNKNOWN = "unexpected_keyword_argument"
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-Text = Annotated[str, Field(min_length=1, max_length=500, pattern=r"\S")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
-Pattern = Annotated[str, Field(min_length=1, max_length=500, pattern=r"[^\W_]")]
-Limit = Annotated[float, Field(ge=0, le=1)]
-
-
-class Pixels(StrEnum):
-    """What becomes of a blocked frame's pixels."""
-
-    DISCARD = "discard"
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """probability = sigmoid(a * margin + b), for margins of the encoder with this fingerprint and no other."""
-
-    __pydantic_config__ = STRICT
-    encoder: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    a: Annotated[float, Field(gt=0)]
-    b: float
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """allow < t_low <= review < t_high <= block; without t_high nothing is blocked, a person looks."""
-
-    __pydantic_config__ = STRICT
-    t_low: Limit
-    t_high: Limit | None = None
-
-    def outcome(self, probability: float) -> Outcome:
-        if self.t_high is not None and probability >= self.t_high:
-            return Outcome.BLOCK
-        return Outcome.REVIEW if probability >= self.t_low else Outcome.ALLOW
-
-
-@dataclass(frozen=True, slots=True)
-class Concept:
-    """Something a picture may show. Without a calibration its score means nothing yet: everything goes to review."""
-
-    __pydantic_config__ = STRICT
-    name: Name
-    phrases: Texts
-    contrast: Texts
-    code: Name
-    words: Text
-    band: Band
-    calibration: Calibration | None = None
-    applies: tuple[Literal[Stage.INPUT, Stage.FRAME], ...] = (Stage.INPUT, Stage.FRAME)
-    pixels: Pixels = Pixels.DISCARD
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Words or phrases of a prompt; `*` stands for any letters. What an allowing rule matches, no other rule sees."""
-
-    __pydantic_config__ = STRICT
-    name: Name
-    patterns: Annotated[tuple[Pattern, ...], Field(min_length=1)]
-    outcome: Outcome
-    words: Annotated[str, Field(max_length=500)] = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +36,10 @@ class Policy:
     concepts: Annotated[tuple[Concept, ...], Field(min_length=1)]
     templates: Texts = ("{}",)
     prompt_rules: tuple[Rule, ...] = ()
+    hash_lists: tuple[ListRule, ...] = ()
+    classifier: Classifier | None = None
+    siblings: Siblings = Siblings.LEAVE
+    spike: Spike | None = None
     document: str = field(default="", init=False, repr=False)
 
     @cached_property
@@ -103,13 +47,40 @@ class Policy:
         return hashlib.sha256(self.document.encode()).hexdigest()
 
     def concepts_of(self, stage: Stage) -> tuple[Concept, ...]:
-        """A preview shows what the frame will."""
-        judged = Stage.FRAME if stage is Stage.PREVIEW else stage
-        return tuple(concept for concept in self.concepts if judged in concept.applies)
+        return tuple(concept for concept in self.concepts if shown(stage) in concept.applies)
+
+    def lists_of(self, stage: Stage) -> tuple[ListRule, ...]:
+        return tuple(rule for rule in self.hash_lists if shown(stage) in rule.applies)
+
+    def concept(self, name: str | None) -> Concept | None:
+        """The one that a verdict names; none where a prompt rule or a hash list decided."""
+        return next((concept for concept in self.concepts if concept.name == name), None)
+
+    def siblings_of(self, name: str | None) -> Siblings:
+        """What a block by this concept, rule or list does to the jobs beside it."""
+        concept = self.concept(name)
+        return concept.siblings if concept and concept.siblings else self.siblings
+
+
+def shown(stage: Stage) -> Stage:
+    """A preview shows what the frame will."""
+    return Stage.FRAME if stage is Stage.PREVIEW else stage
 
 
 POLICY = TypeAdapter(Policy)
-PARTS: dict[str, type[Any]] = {"concepts": Concept, "prompt_rules": Rule, "band": Band, "calibration": Calibration}
+PARTS: dict[str, type[Any]] = {
+    "concepts": Concept,
+    "prompt_rules": Rule,
+    "hash_lists": ListRule,
+    "band": clauses.Band,
+    "calibration": clauses.Calibration,
+    "pixels": clauses.Quarantine,
+    "head": clauses.Head,
+    "classifier": Classifier,
+    "speaks": clauses.Label,
+    "spike": Spike,
+}
+KINDS = {"Quarantine"}  # in the place of an error pydantic also names which of several types it tried
 
 
 def load(path: str | Path | None = None) -> Policy:
@@ -122,15 +93,16 @@ def load(path: str | Path | None = None) -> Policy:
     if len(data) > MAX_BYTES:
         raise BadInput(f"{file} is larger than {MAX_BYTES} bytes", field="policy")
     try:
-        return parse(data.decode())
+        return parse(data.decode(), file.absolute().parent)
     except UnicodeDecodeError as error:
         raise BadInput(f"{file} is not UTF-8: {error.reason}", field="policy") from error
 
 
-def parse(text: str) -> Policy:
+def parse(text: str, folder: Path | None = None) -> Policy:
+    """`folder`: from where the files are named that it names; without one they are named wholly, with their hashes."""
     try:
-        document = json.dumps(_plain(text), sort_keys=True, ensure_ascii=False, allow_nan=False)
-        document.encode()
+        parsed = plain(text)
+        document = canonical(completed(parsed, folder) if folder else parsed)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"the policy is not plain YAML: {' '.join(str(error).split())}", field="policy") from error
     try:
@@ -142,39 +114,47 @@ def parse(text: str) -> Policy:
     return policy
 
 
-def _plain(text: str) -> Any:
-    """YAML lets a later key silently win and an alias stand for anything: a reader would not see what counts."""
-    root = yaml.compose(text, yaml.SafeLoader)
-    if root is None:
-        return None
-    _refuse_tricks(root, set())
-    return yaml.constructor.SafeConstructor().construct_document(root)
+def canonical(document: Any) -> str:
+    text = json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    text.encode()
+    return text
 
 
-def _refuse_tricks(node: yaml.Node, seen: set[int]) -> None:
-    if id(node) in seen:
-        raise ValueError(f"an alias stands for {node.tag}; write it out")
-    seen.add(id(node))
-    children = node.value if isinstance(node, yaml.SequenceNode) else []
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value]
-        if doubled := next((key for key in keys if keys.count(key) > 1), None):
-            raise ValueError(f"{doubled!r} is given twice")
-        if "<<" in keys:
-            raise ValueError("it merges mappings; write them out")
-        children = [part for pair in node.value for part in pair]
-    for child in children:
-        _refuse_tricks(child, seen)
+def completed(document: Any, folder: Path) -> Any:
+    """The document with each file that it names by its whole path and its hash."""
+    if not isinstance(document, dict):
+        return document
+    concepts = document.get("concepts")
+    heads = [part.get("head") for part in concepts if isinstance(part, dict)] if isinstance(concepts, list) else []
+    for part in heads:
+        _complete(part, "file", folder)
+    _complete(document.get("classifier"), "folder", folder)
+    return document
+
+
+def _complete(part: Any, key: str, folder: Path) -> None:
+    if not isinstance(part, dict) or not isinstance(part.get(key), str):
+        return
+    path = folder / part[key]
+    try:
+        found = file_hash(path) if key == "file" else folder_hash(path)
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}", field=f"policy.{key}", fix="put it there") from error
+    if part.setdefault("sha256", found) != found:
+        fix = "leave sha256 out to take the file as it is"
+        raise BadInput(f"{path} is not the one with this sha256; its own is {found}", field=f"policy.{key}", fix=fix)
+    part[key] = str(path)
 
 
 def _told(error: ValidationError) -> BadInput:
     """One of pydantic's complaints, in our words; an unknown key first, since it explains a missing one."""
     all_of_them = error.errors(include_url=False, include_input=False)
     first = next((one for one in all_of_them if one["type"] == UNKNOWN), all_of_them[0])
-    where = ".".join(str(part) for part in first["loc"]) or "policy"
+    place = [part for part in first["loc"] if part not in KINDS]
+    where = ".".join(str(part) for part in place) or "policy"
     if first["type"] != UNKNOWN:
         return BadInput(first["msg"], field=where, fix="see safety/policies/demo.yaml")
-    *above, key = first["loc"]
+    *above, key = place
     part = next((PARTS[name] for name in reversed(above) if isinstance(name, str)), Policy)
     known = [one.name for one in fields(part) if one.init]
     return BadInput(f"unknown key {str(key)!r}", field=where, fix=nearest(str(key), known))
@@ -185,16 +165,34 @@ def _refuse_contradictions(policy: Policy) -> None:
         band, where = concept.band, f"concepts.{concept.name}.band"
         if band.t_high is not None and band.t_low >= band.t_high:
             raise BadInput(f"t_low {band.t_low:g} is not below t_high {band.t_high:g}", field=where, fix="leave a gap")
-    _refuse_doubled("concepts", [concept.name for concept in policy.concepts])
+    names = [concept.name for concept in policy.concepts] + [entry.name for entry in policy.hash_lists]
+    _refuse_doubled("concepts and hash_lists", names)
     _refuse_doubled("prompt_rules", [rule.name for rule in policy.prompt_rules])
     for rule in policy.prompt_rules:
         if rule.outcome is not Outcome.ALLOW and not rule.words.strip():
             raise BadInput("says nothing to the submitter", field=f"prompt_rules.{rule.name}.words", fix="say why")
+    for entry in policy.hash_lists:
+        if entry.illegal and entry.outcome is not Outcome.BLOCK:
+            where = f"hash_lists.{entry.name}.outcome"
+            raise BadInput("what is illegal is shown to no reviewer", field=where, fix="outcome: block")
     if any(template.count("{}") != 1 for template in policy.templates):
         raise BadInput("a template holds {} once, where the phrase goes", field="templates")
-    for stage in (Stage.INPUT, Stage.FRAME):
+    for stage in BOTH:
         if not policy.concepts_of(stage):
             raise BadInput(f"no concept applies to {stage}: everything would pass", field="concepts", fix="apply one")
+    if policy.spike and policy.spike.at_least > policy.spike.of_last:
+        raise BadInput("at_least is more than of_last: it would never come to that", field="spike")
+    _refuse_a_stray_label(policy)
+
+
+def _refuse_a_stray_label(policy: Policy) -> None:
+    names = [concept.name for concept in policy.concepts]
+    speaks = policy.classifier.speaks if policy.classifier else ()
+    for one in speaks:
+        if one.concept not in names:
+            fix = nearest(one.concept, names)
+            raise BadInput(f"no concept {one.concept!r} in this policy", field="classifier.speaks", fix=fix)
+    _refuse_doubled("classifier.speaks", [one.concept for one in speaks])
 
 
 def _refuse_doubled(field: str, names: list[str]) -> None:

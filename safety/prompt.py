@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from farm.ports import Outcome, Stage, Verdict
-from safety.policy import Policy, Rule
+from safety.clauses import Rule
+from safety.policy import Policy
 
 # Letters of other scripts that are drawn like Latin ones, after case folding and NFKD.
 DRAWN_ALIKE = {

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from farm.ports import Frame, Outcome, Stage, Verdict
-from safety.gate import ClipGate, find, load_gate
+from safety.gate import ClipGate, load_gate
+from safety.scoring import margins as margins_of
 from training.clip_scenes import WIDE, moved, soften, with_item
 from training.shapes import COLOURS, SHAPES, Scene, draw, invent
 
@@ -122,14 +123,15 @@ def print_subjects(gate: ClipGate, count: int) -> None:
 def print_concepts(gate: ClipGate, count: int) -> None:
     """Each concept on a mix of subjects, half of which show it."""
     encoder = gate.encoder()
-    for concept in gate.policy.concepts:
+    measure = gate.measure(encoder)
+    for s, concept in enumerate(gate.policy.concepts):
         pair = next((c, s) for c in COLOURS for s in SHAPES if f"{c} {s}" in concept.phrases[0])
         with_it, without = [m for n, m in SUBJECTS.items() if " ".join(pair) in n], [any_but(pair), *near(pair)]
         margins, truth = [], []
         for makers, shows in ((with_it, True), (without, False)):
             for i, make in enumerate(makers):
                 rows = encoder.encode_frames(frames_of(make, count // len(makers), SEED + 1000 + i)[1])
-                margins += [find(gate.policy, encoder, concept, rows_VD).margin for rows_VD in rows]
+                margins += [float(margins_of(measure, rows_VD.numpy())[:, s].max()) for rows_VD in rows]
                 truth += [shows] * len(rows)
         print_separation(concept.name, np.array(margins), np.array(truth))
 

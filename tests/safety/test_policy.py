@@ -1,4 +1,5 @@
 import copy
+import hashlib
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from farm.errors import BadInput
 from farm.ports import Outcome, Stage
-from safety.policy import DEMO, Band, Policy, load, parse
+from safety.clauses import Band, Pixels, Quarantine, Siblings, Spike
+from safety.policy import DEMO, Policy, load, parse
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(DEMO.read_text())
 
@@ -205,3 +207,103 @@ def test_hash_is_of_the_document_alone() -> None:
     policy: Policy = parse(DEMO.read_text())
     assert len(policy.hash) == 64
     assert policy == parse(DEMO.read_text())
+
+
+FULL: dict[str, Any] = {
+    "hash_lists": [
+        {"name": "known", "outcome": "block", "illegal": True, "code": "known", "words": "It may not be shown."}
+    ],
+    "siblings": "hold",
+    "spike": {"share": 0.5, "of_last": 50, "at_least": 10},
+}
+
+
+def with_more(**more: Any) -> str:
+    return yaml.safe_dump(copy.deepcopy(DOCUMENT) | FULL | more)
+
+
+def test_a_policy_says_what_lists_it_matches_and_what_follows_a_block() -> None:
+    document = yaml.safe_load(with_more())
+    document["concepts"][0] |= {"pixels": {"quarantine_days": 30}, "siblings": "leave"}
+    policy = parse(yaml.safe_dump(document))
+    (entry,) = policy.lists_of(Stage.PREVIEW)
+    assert (entry.name, entry.outcome, entry.illegal) == ("known", Outcome.BLOCK, True)
+    assert policy.concepts[0].pixels == Quarantine(30)
+    assert policy.concepts[1].pixels is Pixels.DISCARD
+    said = [policy.siblings_of(name) for name in ("red-triangle", "red-ring", "known")]
+    assert said == [Siblings.LEAVE, Siblings.HOLD, Siblings.HOLD]
+    assert policy.spike == Spike(0.5, 50, 10)
+    assert load().siblings_of("red-ring") is Siblings.LEAVE
+    assert parse(policy.document).hash == policy.hash
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"hash_lists": [FULL["hash_lists"][0] | {"outcome": "review"}]}, "shown to no reviewer"),
+        ({"hash_lists": [FULL["hash_lists"][0] | {"outcome": "allow"}]}, "hash_lists.0.outcome"),
+        ({"hash_lists": [copy.deepcopy(FULL["hash_lists"][0]) for _ in range(2)]}, "'known' is named twice"),
+        ({"hash_lists": [FULL["hash_lists"][0] | {"name": "red-ring"}]}, "'red-ring' is named twice"),
+        ({"hash_lists": [FULL["hash_lists"][0] | {"days": 3}]}, "hash_lists.0.days: unknown key"),
+        ({"siblings": "block"}, "siblings"),
+        ({"spike": {"share": 0, "of_last": 5, "at_least": 5}}, "spike.share"),
+        ({"spike": {"share": 0.5, "of_last": 5, "at_least": 6}}, "would never come to that"),
+        ({"spike": {"share": 0.5, "last": 5, "at_least": 5}}, "'of_last'"),
+    ],
+)
+def test_what_follows_a_block_is_checked_too(more: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        parse(with_more(**more))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        ({"quarantine_day": 3}, "concepts.0.pixels.quarantine_day: unknown key .*'quarantine_days'"),
+        ({"quarantine_days": 0}, "pixels"),
+        ({"quarantine_days": 3.5}, "pixels"),
+    ],
+)
+def test_pixels_are_kept_for_whole_days_or_not_at_all(pixels: Any, told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        parse(changed("concepts", 0, "pixels", to=pixels))
+
+
+def test_a_file_that_a_policy_names_stands_in_it_by_its_hash(tmp_path: Path) -> None:
+    (tmp_path / "head.safetensors").write_bytes(b"one")
+    (tmp_path / "p.yaml").write_text(changed("concepts", 0, "head", to={"file": "head.safetensors"}))
+    first = load(tmp_path / "p.yaml")
+    head = first.concepts[0].head
+    assert head is not None
+    assert head.file == str(tmp_path / "head.safetensors")
+    assert head.sha256 == hashlib.sha256(b"one").hexdigest()
+    assert parse(first.document).hash == first.hash
+    (tmp_path / "head.safetensors").write_bytes(b"two")
+    assert load(tmp_path / "p.yaml").hash != first.hash
+    (tmp_path / "old.yaml").write_text(first.document)
+    with pytest.raises(BadInput, match="not the one with this sha256"):
+        load(tmp_path / "old.yaml")
+    (tmp_path / "head.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"cannot read .*head.safetensors"):
+        load(tmp_path / "p.yaml")
+    with pytest.raises(BadInput, match="sha256"):
+        parse((tmp_path / "p.yaml").read_text())
+
+
+def test_a_classifier_speaks_only_for_concepts_that_are_there(tmp_path: Path) -> None:
+    def written(**more: Any) -> Path:
+        speaks = [{"concept": "red-ring", "labels": ["ring"]} | more]
+        (tmp_path / "p.yaml").write_text(changed("classifier", to={"folder": "vit", "speaks": speaks}))
+        return tmp_path / "p.yaml"
+
+    with pytest.raises(BadInput, match="no such folder"):
+        load(written())
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text("{}")
+    classifier = load(written()).classifier
+    assert classifier is not None
+    assert classifier.folder == str(tmp_path / "vit")
+    with pytest.raises(BadInput, match=r"no concept 'red-rin' .*'red-ring'"):
+        load(written(concept="red-rin"))
+    with pytest.raises(BadInput, match=r"classifier.speaks.0.label: unknown key .*'labels'"):
+        load(written(label="x"))
