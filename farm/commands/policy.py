@@ -1,0 +1,145 @@
+"""`farm policy`: the documents by which the gate judges."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farm.commands.output import as_json, clean, facts, say, table
+from farm.errors import BadInput, FarmError
+
+if TYPE_CHECKING:
+    from safety.policy import Policy
+    from safety.scoring import Measure
+
+policy = typer.Typer(help="What the gate looks for, at which limits, and what follows.")
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+File = Annotated[str, typer.Argument(metavar="POLICY", help="A file.")]
+
+
+@policy.command("check")
+def check(file: File, json_: Json = False) -> None:
+    """Say whether a policy can be put in force on this farm, and what of it would not judge yet. Exit code 1 if it is
+    refused."""
+    try:
+        found = opened(file)
+    except BadInput as refused:
+        if json_:
+            as_json({"valid": False, "field": refused.field, "problem": refused.detail, "fix": refused.fix})
+        else:
+            say(f"farm: refused: {refused}")
+        raise typer.Exit(1) from refused
+    doubts = _doubts(found)
+    if json_:
+        as_json({"valid": True, "name": found.name, "hash": found.hash, "doubts": doubts})
+        return
+    print(clean(f"{found.name} {found.hash}: nothing in it contradicts itself"))
+    for doubt in doubts:
+        print(clean(f"doubt: {doubt}"))
+
+
+@policy.command("show")
+def show(file: Annotated[str, typer.Argument(metavar="[POLICY]", help="A file.")] = "", json_: Json = False) -> None:
+    """Say what a policy looks for, at which limits, and what follows; left out: the one of the settings."""
+    found = opened(file)
+    if json_:
+        import json
+
+        as_json({"hash": found.hash, "document": json.loads(found.document)})
+        return
+    facts({"policy": found.name, "hash": found.hash, "about": found.about, **_after_a_block(found)})
+    for title, rows in _tables(found).items():
+        if rows:
+            print(f"\n{title}")
+            table(rows, list(rows[0]))
+
+
+@policy.command("diff")
+def diff(
+    before: Annotated[str, typer.Argument(metavar="BEFORE", help="A file.")],
+    after: Annotated[str, typer.Argument(metavar="AFTER", help="Another.")],
+    json_: Json = False,
+) -> None:
+    """Say in words what two policies say differently."""
+    from safety.diff import changes
+
+    old, new = opened(before), opened(after)
+    found = changes(old, new)
+    if json_:
+        told = [asdict(change) | {"words": change.words} for change in found]
+        as_json({"before": old.hash, "after": new.hash, "changes": told})
+        return
+    for change in found:
+        print(clean(change.words))
+    if not found:
+        say(f"farm: they say the same: {new.hash}")
+
+
+def opened(name: str) -> Policy:
+    """The policy in a file; without a name, the one of the settings."""
+    from farm import config
+    from safety.policy import load
+
+    return load(name or config.load().policy or None)
+
+
+def _doubts(found: Policy) -> list[str]:
+    """What would send pictures to review, or stop the gate, on this farm."""
+    from farm import config
+
+    try:
+        measure = _measured(found, config.load().encoder)
+    except FarmError as error:
+        return [f"its pictures cannot be judged here: {error}"]
+    loose = [scale.concept.name for scale in measure.scales if scale.calibration is None]
+    fix = "everything goes to review until `farm policy calibrate` has fitted it"
+    return [f"{name} is not calibrated for this farm's encoder ({measure.fingerprint[:12]}): {fix}" for name in loose]
+
+
+def _measured(found: Policy, encoder: str) -> Measure:
+    from safety.clip import load_encoder
+    from safety.scoring import measure_of
+
+    return measure_of(found, load_encoder(encoder))
+
+
+def _after_a_block(found: Policy) -> dict[str, str]:
+    spike = found.spike
+    paused = spike and f"{spike.share:.0%} of a batch's last {spike.of_last} blocked, of {spike.at_least} or more"
+    return {"siblings": f"{found.siblings} those of a blocked job", "pauses": paused or "no batch"}
+
+
+def _tables(found: Policy) -> dict[str, list[dict[str, Any]]]:
+    concepts = [
+        {
+            "concept": one.name,
+            "looks for": "; ".join(one.phrases),
+            "against": "; ".join(one.contrast),
+            "review from": one.band.t_low,
+            "block from": "-" if one.band.t_high is None else one.band.t_high,
+            "calibrated for": one.calibration.encoder[:12] if one.calibration else "NOTHING",
+            "applies to": ", ".join(one.applies),
+            "pixels": _pixels(one.pixels),
+            "head": one.head.sha256[:12] if one.head else "",
+        }
+        for one in found.concepts
+    ]
+    rules = [
+        {"prompt rule": rule.name, "outcome": rule.outcome, "patterns": "; ".join(rule.patterns)}
+        for rule in found.prompt_rules
+    ]
+    lists = [
+        {"hash list": one.name, "outcome": one.outcome, "illegal": "yes" if one.illegal else "no"}
+        | {"applies to": ", ".join(one.applies)}
+        for one in found.hash_lists
+    ]
+    speaks = found.classifier.speaks if found.classifier else ()
+    labels = [{"classifier speaks for": one.concept, "labels": "; ".join(one.labels)} for one in speaks]
+    return {"Pictures": concepts, "Prompts": rules, "Hash lists": lists, "Classifier": labels}
+
+
+def _pixels(pixels: Any) -> str:
+    days = getattr(pixels, "quarantine_days", None)
+    return f"kept {days} days" if days else str(pixels)
