@@ -153,11 +153,14 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     from farm.job_queue import JobQueue
     from farm.licences import asked
     from farm.pipeline import Ports
+    from farm.rules import Herald
     from farm.scratch import SCRATCH, Scratch
     from provenance.client import SignerClient
     from safety import places
+    from safety.policy import load
 
     cluster.foreign_address(settings)  # one that can never be joined is told at once
+    document = load(settings.policy or None).document
     engine = connect(settings.database_url)
     migrate(engine)
     renderer = Pool(settings, catalogue())
@@ -181,7 +184,8 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
         },
     )
     workers = settings.workers or groups_of(settings, catalogue(), lacking)
-    dispatcher = Dispatcher(ports, group=settings.group, workers=workers, lease_s=settings.lease_s)
+    rules = Herald(engine, ports.gate, document, settings.project)
+    dispatcher = Dispatcher(ports, group=settings.group, workers=workers, lease_s=settings.lease_s, rules=rules)
     return dispatcher, renderer.close
 
 

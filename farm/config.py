@@ -142,7 +142,9 @@ class Settings(BaseSettings):
     )
     embeddings_mb: int = Field(256, ge=0, description="encoded prompts kept by each process that encodes, in MiB")
     pools: tuple[PoolSpec, ...] = Field((), description="`[[pools]]` of gangs; a model without one has one rank")
-    policy: str = Field("", description="policy document; empty: the bundled demo policy")
+    policy: str = Field(
+        "", description="policy document, in force from the first start until `farm policy activate`; empty: the demo's"
+    )
     encoder: str = Field("", description="open_clip folder or name of the gate; empty: the bundled tiny one")
     gates: int = Field(
         1,

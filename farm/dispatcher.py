@@ -18,6 +18,7 @@ from farm.job import CAUSES, OF_MODEL, Cause, Payer
 from farm.outages import FARM, SEEN_BY, Outages
 from farm.pipeline import Group, Ports
 from farm.ports import Lease
+from farm.rules import Herald
 from farm.steering import Steering
 from farm.suspects import SHARED, Suspects
 from farm.teller import Teller
@@ -45,6 +46,7 @@ class Dispatcher:
         group: int = 4,
         workers: int = 2,
         lease_s: float = 30.0,
+        rules: Herald | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.ports, self.queue = ports, ports.queue
@@ -56,6 +58,7 @@ class Dispatcher:
         self.flights: dict[Future[Group], InFlight] = {}
         self.outages, self.suspects = Outages(clock), Suspects()
         self.teller = Teller(ports)
+        self.herald = rules or Herald(self.queue.engine, ports.gate)
         self.steering = Steering(self.queue, ports.renderer, clock)
         self.probed = threading.Event()  # once: before that nothing is known, and nothing said
         self.lacking: set[str] = set()  # models without files
@@ -64,7 +67,10 @@ class Dispatcher:
         """Until `stop()`: what runs then is finished first."""
         deeds = {
             "heart": (TIDY_S, [self._beat]),
-            "keeper": (TIDY_S, [self._expire, self._seal, self._steer, self._tell_gangs, self._see_files]),
+            "keeper": (
+                TIDY_S,
+                [self.herald.announce, self._expire, self._seal, self._steer, self._tell_gangs, self._see_files],
+            ),
             "cleaner": (TIDY_S, [self._tidy]),
             "teller": (TIDY_S, [self.teller.tell]),
             "prober": (PROBE_S, [self._probe, self._sign_head]),
@@ -91,7 +97,7 @@ class Dispatcher:
     def step(self, pool: ThreadPoolExecutor) -> bool:
         """Lease and start one group if there is room and work; true if it did."""
         self._land()
-        if len(self.flights) >= self.workers or self.outages.blocks(FARM):
+        if len(self.flights) >= self.workers or self.outages.blocks(FARM) or not self.herald.ready:
             return False
         leases = self._lease()
         if not leases:

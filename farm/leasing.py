@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Select, bindparam, func, select, true, update
 from sqlalchemy.exc import IntegrityError
 
-from farm import events, licences, moves, suspects, waiting
+from farm import events, licences, moves, rules, suspects, waiting
 from farm.db import insert_many, reading, transaction, upsert
 from farm.errors import Fault
 from farm.job import CAUSES, RELEASES_CHILD, Cause, Payer, Spec, State, has_failed
@@ -21,6 +21,7 @@ from farm.ports import Lease, Outcome, Stage, Verdict
 from farm.tables import ARTIFACT, BATCH, COMPONENT, JOB, JOB_FAULT, LANE, UPLOAD, VERDICT
 
 MAX_DETAIL = 2000
+REJUDGED = "the policy was changed while it was drawn: it is drawn and judged again"
 EXPIRE_AT_ONCE = 500
 AGEING_S = 600.0  # ten minutes of waiting count as one step of priority, so that nothing starves
 LANES_SHOWN = 64  # of each project and model: one batch of many shapes does not slow the choice of the next
@@ -190,22 +191,24 @@ class Leasing:
     def _publish(self, connection: Connection, results: Sequence[Finished]) -> list[bool]:
         now = self.clock()
         held = self._held(connection, [result.lease for result in results])
-        fresh = {result.lease.job_id: result for result in results if result.lease.job_id in held}
-        doubts = doubts_of(connection, fresh)
+        mine = {result.lease.job_id: result for result in results if result.lease.job_id in held}
+        said = _said(connection, mine)
+        doubts, again = _doubts(said), _of_another_policy(said, rules.in_force(connection))
+        fresh = {id_: one for id_, one in mine.items() if (id_, one.lease.attempt) not in again}
+        going = [Move(held[id_], State.QUEUED, REJUDGED, now + rules.HEARD_S) for id_ in mine.keys() - fresh.keys()]
         rows = [artifact_row(one, one.lease.project_id, id_, one.verdict_id, now) for id_, one in fresh.items()]
         made = insert_artifacts(connection, rows)
-        ending = []
         for job_id, result in fresh.items():
             attempt = (job_id, result.lease.attempt)
             clear = result.outcome is Outcome.ALLOW and attempt not in doubts
             state = State.PUBLISHED if clear else State.HELD
             reason = doubts.get(attempt, "")
-            ending.append(Move(held[job_id], state, reason, verdict_id=result.verdict_id, artifact_id=made[job_id]))
-        moves.apply(connection, ending, now)
-        late = [result for result in results if fresh.get(result.lease.job_id) is not result]
+            going.append(Move(held[job_id], state, reason, verdict_id=result.verdict_id, artifact_id=made[job_id]))
+        moves.apply(connection, going, now)
+        late = [result for result in results if mine.get(result.lease.job_id) is not result]
         before = _published_before(connection, late)
         _superseded(connection, (one.lease for one in late if one.lease.job_id not in before), "publication", now)
-        return [result not in late or result.lease.job_id in before for result in results]
+        return [fresh.get(one.lease.job_id) is one or (one in late and one.lease.job_id in before) for one in results]
 
     @transaction
     def fault(
@@ -381,16 +384,36 @@ def insert_artifacts(connection: Connection, rows: list[dict[str, Any]]) -> dict
     return made
 
 
-def doubts_of(connection: Connection, jobs: Iterable[int]) -> dict[tuple[int, int], str]:
+def _said(connection: Connection, jobs: Iterable[int]) -> list[Row[Any]]:
+    """All that was said of these jobs, the first word first; of previews nothing follows."""
+    columns = [VERDICT.c[name] for name in ("job_id", "attempt", "stage", "subject", "outcome", "reason")]
+    query = select(*columns, VERDICT.c.policy, VERDICT.c.lists).where(VERDICT.c.stage != str(Stage.PREVIEW))
+    query = query.order_by(VERDICT.c.id)
+    said: list[Row[Any]] = []
+    for some in moves.chunks(jobs):
+        said += connection.execute(query.where(VERDICT.c.job_id.in_(some)))
+    return said
+
+
+def _doubts(said: Iterable[Row[Any]]) -> dict[tuple[int, int], str]:
     """Attempts of which some verdict, of the prompt, the input or the frame, did not plainly allow; and why."""
     doubts: dict[tuple[int, int], str] = {}
-    columns = [VERDICT.c[name] for name in ("job_id", "attempt", "reason")]
-    for some in moves.chunks(jobs):
-        query = select(*columns).where(VERDICT.c.job_id.in_(some), VERDICT.c.outcome != "allow")
-        query = query.where(VERDICT.c.stage != str(Stage.PREVIEW))
-        for row in connection.execute(query.order_by(VERDICT.c.id)):
+    for row in said:
+        if row.outcome != Outcome.ALLOW:
             doubts.setdefault((row.job_id, row.attempt), row.reason)
     return doubts
+
+
+def _of_another_policy(said: Iterable[Row[Any]], stands: tuple[str, str] | None) -> set[tuple[int, int]]:
+    """Attempts of which something was judged by another policy, or other lists, than now, and by these was not. Where
+    none was ever put in force nobody asks."""
+    if stands is None:
+        return set()
+    by: dict[bool, set[tuple[int, int, str, str]]] = {False: set(), True: set()}
+    for row in said:
+        lists = "" if row.stage == Stage.PROMPT else stands[1]
+        by[(row.policy, row.lists) == (stands[0], lists)].add((row.job_id, row.attempt, row.stage, row.subject))
+    return {(job_id, attempt) for job_id, attempt, *_ in by[False] - by[True]}
 
 
 def _published_before(connection: Connection, late: Sequence[Finished]) -> set[int]:

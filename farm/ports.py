@@ -89,11 +89,14 @@ class Rules:
     lists: tuple[HashList, ...] = ()  # those that either of them names, as far as they were imported
 
     def held(self, names: Iterable[str]) -> str:
-        """One hash of what the lists of these names hold; none of it where there are no names. A list that was never
-        imported counts as such, so that its import makes another hash."""
-        known = {one.name: one.sha256 for one in self.lists}
-        held = {name: known.get(name, "") for name in names}
-        return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest() if held else ""
+        return held(names, {one.name: one.sha256 for one in self.lists})
+
+
+def held(names: Iterable[str], known: Mapping[str, str]) -> str:
+    """One hash of what the lists of these names hold; none of it where there are no names. A list that was never
+    imported counts as such, so that its import makes another hash."""
+    said = {name: known.get(name, "") for name in names}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest() if said else ""
 
 
 @dataclass(frozen=True, slots=True)

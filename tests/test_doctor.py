@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
+from farm import rules
 from farm.client import FarmClient
 from farm.commands import doctor
 from farm.commands.beforehand import database_fix
 from farm.config import PoolSpec, Settings
+from farm.db import connect, migrate, transact
 from farm.errors import Fault, Unavailable
 from farm.job import Cause
+from safety.policy import DEMO, load
 
 
 def test_what_the_api_misses_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -111,3 +114,19 @@ def test_the_log_that_is_named_is_the_real_one(tmp_path: Path) -> None:
         raise Fault(Cause.RAY_GONE, "away")
 
     assert str(tmp_path / "home" / "log") in doctor._run("ray", away, Settings(home=tmp_path / "home")).fix
+
+
+def test_a_policy_of_the_settings_that_is_not_in_force_is_told(tmp_path: Path) -> None:
+    def found(policy: str = "") -> doctor.Check:
+        return doctor._run("policy", doctor.CHECKS["policy"], Settings(home=tmp_path, policy=policy))
+
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(DEMO.read_text().replace("name: demo", "name: mine"))
+    assert "none is in force yet" in found().detail
+    engine = connect(Settings(home=tmp_path).database_url)
+    migrate(engine)
+    transact(engine, lambda c: rules.put(c, rules.ACTIVE, load(DEMO).document, "ann", "default", 0.0))
+    engine.dispose()
+    assert (found().ok, found(str(DEMO)).ok, found(str(mine)).ok) == (True, True, False)
+    assert "in force is demo" in found(str(mine)).detail
+    assert "name the policy mine" in found(str(mine)).detail

@@ -198,6 +198,18 @@ def _gate(settings: Settings) -> tuple[bool, str, str]:
     return True, f"policy {policy.name} ({policy.hash[:12]}), {encoder}", ""
 
 
+def _policy(settings: Settings) -> tuple[bool, str, str]:
+    """Whether the one in force is the one that is meant; where none is named, whatever was put in force is."""
+    from farm import rules
+
+    stands = rules.look(settings.database_url).get(rules.ACTIVE)
+    if stands is None:
+        return True, "none is in force yet; the first dispatcher begins with that of the settings", ""
+    words = rules.differs(stands, gate(settings).document) if settings.policy else ""
+    fix = "or let FARM_POLICY name the one in force; `farm policy ls` lists them"
+    return not words, words or f"{stands.name} ({stands.policy[:12]}), in force by {stands.person}", fix
+
+
 def _device(settings: Settings) -> tuple[bool, str, str]:
     """Whether what draws has the GPUs that are asked for."""
     asked = list(dict.fromkeys([settings.device, *(pool.device for pool in settings.pools if pool.device)]))
@@ -222,6 +234,7 @@ CHECKS: dict[str, Callable[[Settings], tuple[bool, str, str]]] = {
     "packages": _packages,
     "models": _models,
     "gate": _gate,
+    "policy": _policy,
     "device": _device,
     "home": _home,
     "disk": _disk,
