@@ -6,6 +6,7 @@ fingerprint of the weights it is about.
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from actors.cards import TINY
 from actors.flux.render import Renderer, RenderJob, renderer_of
@@ -127,20 +128,28 @@ def seconds_an_image(machine: Renderer) -> float:
     return round(time.perf_counter() - start, 3)
 
 
+COLUMNS, COLUMN, GAP, WORDS_HIGH = 4, 410, 8, 60  # of the sheet, in pixels; an edit's pictures may be wide
+
+
 def sheet(tasks: list[Task], pictures: list[Pixels], path: Path) -> None:
     """The first samples as they come, none chosen: 16 sentences and 8 edits, each edit beside its reference."""
     drawn = [(t, p) for t, p in zip(tasks, pictures, strict=True) if isinstance(t.what, Scene)][:16]
     edited = [(t, p) for t, p in zip(tasks, pictures, strict=True) if isinstance(t.what, Edit)][:8]
     cells = [([p], t.job.prompt) for t, p in drawn]
     cells += [([draw(t.what.before), p], t.job.prompt) for t, p in edited if isinstance(t.what, Edit)]
-    page = Image.new("RGB", (4 * 400, 6 * 250), "white")
-    pen = ImageDraw.Draw(page)
-    for index, (images, words) in enumerate(cells):
-        left, top = index % 4 * 400 + 8, index // 4 * 250 + 8
-        for image in images:
-            page.paste(Image.fromarray(image), (left, top))
-            left += image.shape[1] + 6
-        pen.text((index % 4 * 400 + 8, top + 196), textwrap.fill(words, 60), fill="black")
+    rows = [cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)]
+    highs = [max(image.shape[0] for images, _ in row for image in images) + WORDS_HIGH for row in rows]
+    page = Image.new("RGB", (COLUMNS * COLUMN + GAP, sum(highs)), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    for row, bottom in zip(rows, itertools.accumulate(highs), strict=True):
+        for column, (images, words) in enumerate(row):
+            left, foot = column * COLUMN + GAP, bottom - WORDS_HIGH + GAP
+            pen.text((left, foot + GAP), textwrap.fill(words, 50), fill="black", font=font)
+            for image in images:
+                top = foot - image.shape[0]
+                page.paste(Image.fromarray(image), (left, top))
+                pen.rectangle((left - 1, top - 1, left + image.shape[1], foot), outline="lightgrey")
+                left += image.shape[1] + GAP
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path)
 

@@ -25,7 +25,7 @@ TWO_SHAPES = 0.4  # of the scenes
 HARD_SPLITS = (60.0, 20.0, 20.0)
 HARD_SHAPES = (2.0, 3.0, 2.0, 4.0, 3.0, 3.0)  # a star's corners are learnt last
 DRAWN_ON = {canvas: weight**0.6 for canvas, weight in CANVAS_WEIGHTS.items()}
-EDIT_WEIGHTS = {"recolour": 2, "background": 1, "shape": 3, "move": 7, "add": 3, "remove": 4}
+EDIT_WEIGHTS = {"recolour": 3, "background": 1, "shape": 4, "move": 6, "add": 5, "remove": 4}
 
 
 @dataclass(frozen=True)
