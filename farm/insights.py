@@ -44,6 +44,10 @@ HIDDEN = ("staging", "discarded")
 # How counts are told: what was made first, what is still to come last.
 ENDED_FIRST = sorted(State, key=lambda state: state in UNSETTLED)
 VISIBLE = BATCH.c.state.not_in(HIDDEN)
+# Whoever sent what is on an illegal list learns nothing of the list.
+CONCEPT = case((~VERDICT.c.illegal, VERDICT.c.concept)).label("concept")
+UNTOLD = ("embedding", "pdq", "illegal", "concept")
+SAID = [*(column for column in VERDICT.c if column.name not in UNTOLD), CONCEPT]
 # What a list shows of each job; `sha256` is the file's, because the store is content-addressed.
 LISTED = [
     *(column for column in JOB.c if column.name not in ("owner", "lane_id", "forgiven", "verdict_id")),
@@ -52,7 +56,7 @@ LISTED = [
     ARTIFACT.c.mime.label("mime"),
     ARTIFACT.c.bytes.label("bytes"),
     VERDICT.c.outcome.label("verdict"),
-    VERDICT.c.concept.label("concept"),
+    CONCEPT,
 ]
 SEEN = PROGRESS.c.preview.is_not(None) & ~doubted(JOB.c.id)
 STEPS: list[ColumnElement[Any]] = [PROGRESS.c.job_id, JOB.c.batch_id, SEEN.label("preview")]
@@ -116,12 +120,9 @@ class Insights:
             job = _one(connection, _listing().where(JOB.c.project_id == project_id, VISIBLE, JOB.c.id == job_id))
             if job is None:
                 return None
-            verdicts = [column for column in VERDICT.c if column.name != "embedding"]
             found = job | {
                 "progress": _one(connection, self._running(project_id).where(JOB.c.id == job_id)),
-                "verdicts": _all(
-                    connection, select(*verdicts).where(VERDICT.c.job_id == job_id).order_by(VERDICT.c.id)
-                ),
+                "verdicts": _all(connection, select(*SAID).where(VERDICT.c.job_id == job_id).order_by(VERDICT.c.id)),
                 "faults": _all(
                     connection, select(JOB_FAULT).where(JOB_FAULT.c.job_id == job_id).order_by(JOB_FAULT.c.id)
                 ),

@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TypeVar
 
@@ -108,6 +108,7 @@ class Group:
                 data = self.ports.store.get(lease.reference_key)
                 stranger = lease.upload_id is not None
                 frame = decode_stranger(data, self.ports.max_pixels_in) if stranger else decode_own(data)
+                frame = replace(frame, file_sha256=lease.reference_key) if stranger else frame
             except NotFound as error:  # not mounted, or lost: it may be brought back
                 self.fault(lease, Fault(Cause.STORE_DOWN, str(error)))
                 return None

@@ -64,6 +64,7 @@ class Verdict:
     embedding: bytes | None = field(default=None, repr=False)  # float16, one row a view
     pdq: bytes | None = field(default=None, repr=False)  # of a frame: 32 bytes of PDQ hash, one of its quality
     lists: str = ""  # what the policy's hash lists held, as Rules.held says it
+    illegal: bool = False  # on a list of what nobody may see: blocked for good, and not even a person judges it
     shadow: Verdict | None = None  # what the policy in shadow would have said
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Index,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     LargeBinary,
     String,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlmodel import Field, SQLModel
@@ -101,6 +103,8 @@ class Batch(SQLModel, table=True):
     bad_lines: int = 0
     submitted_by: str = ""
     reason: str = ""  # why it is paused or cancelled
+    # Verdicts up to this one pause it no more: a person resumed it.
+    forgiven: int = Field(default=0, sa_column=Column(BIG, nullable=False, server_default="0"))
     created_at: float
     updated_at: float
 
@@ -189,6 +193,7 @@ class Verdict(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("job_id", "attempt", "stage", "subject", "policy", "lists", name="verdict_key"),
         Index("verdict_said", "stage", "outcome", "concept"),
+        partial("verdict_illegal", "id", where="illegal"),
         one_of("verdict", "stage", Stage),
         one_of("verdict", "outcome", Outcome),
     )
@@ -209,6 +214,8 @@ class Verdict(SQLModel, table=True):
     embedding: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     pdq: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     lists: str = Field(default="", sa_column=Column(String, nullable=False, server_default=""))
+    # On a list of what nobody may see. One on the job's prompt, input or frame keeps the job from every person's eyes.
+    illegal: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
     gang: str = ""  # who drew the frame, for the manifest
     weights: str = ""
     created_at: float

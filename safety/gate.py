@@ -18,6 +18,8 @@ from farm.errors import FarmError, Fault
 from farm.job import Cause
 from farm.ports import Frame, Outcome, Rules, Stage, Verdict
 from safety.clip import Encoder, as_image, load_encoder
+from safety.hashes import pdq
+from safety.lists import listed
 from safety.policy import Policy, load, parse
 from safety.prompt import judge_prompt
 from safety.scoring import Measure, Stored, measure_of, packed, rescored
@@ -32,14 +34,14 @@ class ClipGate:
     """Implements farm.ports.Gate. The encoder is opened at the first frame, and again until that works."""
 
     def __init__(self, policy: Policy, open_encoder: Callable[[], Encoder]) -> None:
-        self.policy = policy
+        self.policy, self.rules = policy, Rules(policy.document)
         self._open = open_encoder
         self._encoder: Encoder | None = None
         self._measure: Measure | None = None
         self._lock = threading.Lock()
 
     def use(self, rules: Rules) -> None:
-        self.policy = parse(rules.policy)
+        self.policy, self.rules = parse(rules.policy), rules
 
     def judge_prompts(self, prompts: Sequence[str]) -> list[Verdict | Fault]:
         return [guarded(partial(judge_prompt, self.policy, prompt), "prompt") for prompt in prompts]
@@ -81,13 +83,17 @@ class ClipGate:
             Stored(stage, frame.sha256, frame.width, frame.height, encoder.fingerprint, packed(rows_VD.numpy()))
             for frame, rows_VD in zip(frames, encoder.encode_frames(frames), strict=True)
         ]
-        judged = rescored(measure, stored)
+        pairs = zip(frames, rescored(measure, stored), strict=True)
         return [
-            replace(found, outcome=Outcome.REVIEW, reason=FLAT_WORDS)
-            if isinstance(found, Verdict) and is_flat(frame)
-            else found
-            for frame, found in zip(frames, judged, strict=True)
+            found if isinstance(found, Fault) else self.known(measure.policy, frame, found) for frame, found in pairs
         ]
+
+    def known(self, policy: Policy, frame: Frame, verdict: Verdict) -> Verdict:
+        """What the concepts said of it, unless there is nothing to see, or it is on a list."""
+        if is_flat(frame):
+            verdict = replace(verdict, outcome=Outcome.REVIEW, reason=FLAT_WORDS)
+        held = self.rules.held(rule.name for rule in policy.hash_lists)
+        return listed(policy, self.rules.lists, replace(verdict, pdq=pdq(frame), lists=held), frame.file_sha256)
 
 
 def load_gate(policy_path: str = "", encoder: str = "", device: str = "cpu") -> ClipGate:

@@ -349,6 +349,14 @@ def test_a_strangers_picture_is_judged_before_it_is_used(ports: FakePorts) -> No
     assert ports.renderer.calls == 0
 
 
+def test_the_gate_learns_the_hash_of_a_strangers_file(ports: FakePorts) -> None:
+    met: list[str] = []
+    ports.gate.frame_outcome = lambda frame: met.append(frame.file_sha256) or Outcome.ALLOW  # type: ignore[func-returns-value]
+    submit(ports, NewJob(line=1, spec=spec("make it green", edit=True), upload_id=upload(ports)))
+    run(ports)
+    assert met == [rows(ports, UPLOAD)[0]["key"], ""]
+
+
 def test_an_edit_whose_picture_is_gone_is_not_drawn_from_nothing(ports: FakePorts) -> None:
     submit(ports, NewJob(line=1, spec=spec("make it green", edit=True), upload_id=upload(ports)))
     (lease,) = lease_all(ports)

@@ -44,6 +44,8 @@ APPROVED = """EXISTS (
 PUBLISHABLE = VERIFIED.format(more=f"AND (({ALLOWED}) OR {APPROVED})")
 HOLDABLE = VERIFIED.format(more="")
 KEEP_ARTIFACT = "PERFORM 1 FROM artifact WHERE id = NEW.artifact_id FOR KEY SHARE;"
+# What is on a list of illegal pictures is shown to nobody, whatever a person says.
+ILLEGAL = "EXISTS (SELECT 1 FROM verdict v WHERE v.job_id = NEW.id AND v.illegal AND v.stage <> 'preview')"
 ARTIFACT_REFERS = ["id", "project_id", "job_id", "verdict_id", "decision_id", "created_at"]
 ARTIFACT_HOLDS = ["key", "frame_sha256", "manifest_sha256", "label", "mime", "width", "height", "bytes"]
 ARTIFACT_FACTS = ARTIFACT_REFERS + ARTIFACT_HOLDS
@@ -70,6 +72,14 @@ def _guards(name: str, event: str) -> list[Rule]:
             when="NEW.state = 'held'",
             bad=f"NOT {HOLDABLE}",
             **shared,
+        ),
+        Rule(
+            f"illegal_not_shown_{name}",
+            "job",
+            event,
+            "what is on a list of illegal pictures is never held, approved or published",
+            ILLEGAL,
+            "NEW.state IN ('held', 'approved', 'published')",
         ),
     ]
 
@@ -108,6 +118,13 @@ RULES = [
         "EXISTS (SELECT 1 FROM verdict v WHERE v.job_id = NEW.job_id AND v.attempt = NEW.attempt"
         " AND v.stage = NEW.stage AND v.subject = NEW.subject AND v.policy = NEW.policy AND v.lists = NEW.lists)",
         only="sqlite",
+    ),
+    Rule(
+        "illegal_not_kept",
+        "quarantine",
+        "INSERT",
+        "what is on a list of illegal pictures is not kept",
+        "EXISTS (SELECT 1 FROM verdict v WHERE v.id = NEW.verdict_id AND v.illegal)",
     ),
     *_write_once("policy", key="hash"),
     *_write_once("shadow_verdict"),

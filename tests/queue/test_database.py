@@ -39,8 +39,8 @@ from tests.queue.conftest import Desk, verdict
 # What came after the first tables.
 NEWER_TABLES = ("acceptance", "drain", "gang", "hash_list", "in_force", "node", "policy", "progress", "quarantine")
 ALSO_NEWER_TABLES = ("shadow_verdict", "unfollowed")
-NEWER_OF_VERDICT = ("pdq", "lists")
-NEWER_INDEXES = ("job_batch", "job_project", "job_waits", "verdict_said")
+NEWER_OF_VERDICT = ("pdq", "lists", "illegal")
+NEWER_INDEXES = ("job_batch", "job_project", "job_waits", "verdict_illegal", "verdict_said")
 START = (
     "import sys; from farm.db import connect, migrate; engine = connect(sys.argv[1]); migrate(engine); engine.dispose()"
 )
@@ -110,6 +110,7 @@ def test_a_database_of_the_first_tables_is_brought_up_to_date_and_keeps_its_rows
             judged_by.create_unique_constraint("verdict_key", ["job_id", "attempt", "stage", "subject"])
             for newer in NEWER_OF_VERDICT:
                 judged_by.drop_column(newer)
+        connection.execute(text("ALTER TABLE batch DROP COLUMN forgiven"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
         if connection.dialect.name == "postgresql":
             connection.execute(text("ALTER FUNCTION law1_published_update() RESET search_path"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
@@ -346,3 +348,38 @@ def test_the_publisher_survives_its_own_triggers_in_a_group(desk: Desk) -> None:
     results = [finished(lease, id_ or 0) for lease, id_ in zip(leases, ids, strict=True)]
     assert desk.queue.publish(results) == [True] * 20
     assert desk.states(batch) == {"published": 20}
+
+
+@pytest.mark.parametrize("stage", [Stage.INPUT, Stage.FRAME])
+@pytest.mark.parametrize("state", [State.HELD, State.APPROVED])
+def test_what_is_on_an_illegal_list_is_shown_to_nobody_whatever_a_person_says(
+    desk: Desk, lease: Lease, stage: Stage, state: State
+) -> None:
+    allowed = desk.judge(lease)
+    desk.queue.record([(lease, replace(verdict("e" * 64, Outcome.BLOCK, stage), illegal=True))])
+    assert desk.state(lease.job_id) == "blocked"
+    with pytest.raises(IntegrityError, match="illegal"):
+        forge(desk, lease, state, verdict_id=allowed)
+    assert desk.state(lease.job_id) == "blocked"
+
+
+def test_what_is_blocked_for_another_reason_may_be_held_for_an_appeal(desk: Desk, lease: Lease) -> None:
+    forge(desk, lease, "held", verdict_id=desk.judge(lease, Outcome.BLOCK))
+    assert desk.state(lease.job_id) == "held"
+
+
+def test_what_is_on_an_illegal_list_is_not_kept(desk: Desk, lease: Lease) -> None:
+    keep = """INSERT INTO quarantine (project_id, job_id, verdict_id, key, expires_at, created_at)
+        VALUES ('ours', :job_id, :verdict_id, 'k', 1, 0)"""
+    desk.submit(count=1)
+    (others,), theirs = desk.claim(), replace(verdict("e" * 64, Outcome.BLOCK), illegal=True)
+    ours = desk.judge(lease, Outcome.BLOCK)
+    assert desk.sql(keep, job_id=lease.job_id, verdict_id=ours) == 1
+    (illegal,) = desk.queue.record([(others, theirs)])
+    with pytest.raises(IntegrityError, match="illegal"):
+        desk.sql(keep, job_id=others.job_id, verdict_id=illegal)
+
+
+def test_an_illegal_preview_is_not_shown_and_does_not_end_the_job(desk: Desk, lease: Lease) -> None:
+    desk.queue.record([(lease, replace(verdict("e" * 64, Outcome.BLOCK, Stage.PREVIEW), illegal=True))])
+    assert desk.publish(lease)
