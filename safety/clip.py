@@ -9,7 +9,9 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ from farm.errors import BadInput, Fault, nearest
 from farm.job import Cause
 from farm.ports import Frame
 from safety.files import file_hash, file_hashes
-from safety.places import FILE, HUB, check_file, check_folder, parts
+from safety.places import CONFIG, FILE, HUB, check_file, check_folder, parts
 
 VIEWS = "whole+centre+squares+tiles of two thirds, half overlapping"
 BATCH = 64  # views in one pass
+BUNDLED = Path(open_clip.tokenizer.default_bpe())
+CUTTERS = 4  # threads, beside a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class Encoder:
         self.fingerprint, self.device = fingerprint, device
         self._model, self._tokenizer = model.to(device).eval().requires_grad_(False), tokenizer
         self._texts: dict[str, Tensor] = {}
+        # A GPU would wait for one thread that cuts views; on a CPU the model's own thread has that time.
+        self._map = map if device == "cpu" else ThreadPoolExecutor(CUTTERS, thread_name_prefix="views").map
         look = model.visual.preprocess_cfg
         size = look["size"]
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[1], size[0])
@@ -75,10 +81,11 @@ class Encoder:
 
     def encode_frames(self, frames: Sequence[Frame]) -> list[Tensor]:
         """One V x D tensor for each frame, on the CPU; views of all frames go through the model together."""
-        taken = [[self._pixels(image, view) for view in views(*image.size)] for image in map(as_image, frames)]
-        flat = [pixels for of_one in taken for pixels in of_one]
-        passes = [self._encode_pixels(flat[i : i + BATCH]) for i in range(0, len(flat), BATCH)]
-        return list(torch.split(torch.cat(passes), [len(of_one) for of_one in taken])) if taken else []
+        images = [as_image(frame) for frame in frames]
+        taken = [(image, view) for image in images for view in views(*image.size)]
+        cut = self._map(self._pixels, taken)
+        passes = [self._encode_pixels(batch) for batch in iter(lambda: list(islice(cut, BATCH)), [])]
+        return list(torch.split(torch.cat(passes), [len(views(*image.size)) for image in images])) if images else []
 
     def encode_texts(self, phrases: Sequence[str]) -> Tensor:
         """One row a phrase; each phrase is encoded once in the life of the encoder."""
@@ -89,7 +96,8 @@ class Encoder:
             self._texts |= dict(zip(new, rows, strict=True))
         return torch.stack([self._texts[phrase] for phrase in phrases])
 
-    def _pixels(self, image: Image.Image, view: View) -> NDArray[np.uint8]:
+    def _pixels(self, taken: tuple[Image.Image, View]) -> NDArray[np.uint8]:
+        image, view = taken
         return np.asarray(image.resize(self.size, self._resample, box=view.box))
 
     def _encode_pixels(self, views_NHWC: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -130,8 +138,11 @@ def _fetched(repository: str) -> Path:
 
 
 def _from_folder(folder: Path, device: str) -> Encoder:
+    """Where its configuration names no tokenizer, open_clip's own vocabulary is meant."""
     check_folder(folder)
-    return _open(f"local-dir:{folder.absolute()}", None, file_hashes(folder), device)
+    text = json.loads((folder / CONFIG).read_text()).get("model_cfg", {}).get("text_cfg", {})
+    vocabulary = {} if text.get("hf_tokenizer_name") else {"vocabulary": file_hash(BUNDLED)}
+    return _open(f"local-dir:{folder.absolute()}", None, file_hashes(folder) | vocabulary, device)
 
 
 def _from_file(architecture: str, weights: Path, device: str) -> Encoder:
@@ -139,8 +150,11 @@ def _from_file(architecture: str, weights: Path, device: str) -> Encoder:
         fix = nearest(architecture, open_clip.list_models())
         raise BadInput(f"open_clip has no architecture {architecture!r}", field="encoder", fix=fix)
     check_file(weights)
-    bundled = Path(open_clip.tokenizer.default_bpe())
-    files = {"weights": file_hash(weights), "vocabulary": file_hash(bundled)}
+    text = open_clip.get_model_config(architecture)["text_cfg"]
+    if text.get("hf_tokenizer_name") or "siglip" in architecture.lower():
+        fix = f"name its folder, or {HUB}OWNER/REPO"
+        raise BadInput(f"the tokenizer of {architecture} is a file of its own", field="encoder", fix=fix)
+    files = {"weights": file_hash(weights), "vocabulary": file_hash(BUNDLED)}
     return _open(architecture, str(weights), files, device)
 
 

@@ -9,9 +9,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
-import numpy as np
 import torch
 
 from farm.errors import FarmError, Fault
@@ -117,5 +116,5 @@ def guarded(judge: Callable[[], T], what: str) -> T | Fault:
 
 
 def is_flat(frame: Frame) -> bool:
-    pixels = np.asarray(as_image(frame))
-    return int(np.ptp(pixels, axis=(0, 1)).max()) < FLAT
+    bands = cast("tuple[tuple[int, int], ...]", as_image(frame).getextrema())
+    return max(high - low for low, high in bands) < FLAT
