@@ -67,7 +67,7 @@ def test_what_the_gate_said_is_said_again_of_the_stored_embedding(gate: ClipGate
     for one, other in zip(first, second, strict=True):
         assert isinstance(one, Verdict)
         assert isinstance(other, Verdict)
-        assert replace(other, margin=one.margin, probability=one.probability) == one
+        assert replace(other, margin=one.margin, probability=one.probability, pdq=one.pdq) == one
         assert other.margin == pytest.approx(one.margin, abs=1e-6)
 
 
