@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.commands import access, batches, demo, doctor, models, policy, pool, verifying
+from farm.commands import access, batches, demo, doctor, lists, models, policy, pool, verifying
 from farm.commands.ending import told
 from farm.commands.output import say
 from farm.commands.session import open_store
@@ -246,6 +246,7 @@ app.command(context_settings=THEIR_OWN)(models.bench)
 app.add_typer(models.models, name="models")
 app.add_typer(access.access, name="access")
 app.add_typer(pool.pool, name="pool")
+policy.policy.add_typer(lists.lists, name="lists")
 app.add_typer(policy.policy, name="policy")
 
 

@@ -18,6 +18,7 @@ from farm.job import CAUSES, OF_MODEL, Cause, Payer
 from farm.outages import FARM, SEEN_BY, Outages
 from farm.pipeline import Group, Ports
 from farm.ports import Lease
+from farm.purge import OVERLAP_S, purge
 from farm.rules import Herald
 from farm.steering import Steering
 from farm.suspects import SHARED, Suspects
@@ -61,6 +62,7 @@ class Dispatcher:
         self.herald = rules or Herald(self.queue.engine, ports.gate)
         self.steering = Steering(self.queue, ports.renderer, clock)
         self.probed = threading.Event()  # once: before that nothing is known, and nothing said
+        self.purged_from = 0.0
         self.lacking: set[str] = set()  # models without files
 
     def run(self) -> None:
@@ -71,7 +73,7 @@ class Dispatcher:
                 TIDY_S,
                 [self.herald.announce, self._expire, self._seal, self._steer, self._tell_gangs, self._see_files],
             ),
-            "cleaner": (TIDY_S, [self._tidy]),
+            "cleaner": (TIDY_S, [self._tidy, self._purge]),
             "teller": (TIDY_S, [self.teller.tell]),
             "prober": (PROBE_S, [self._probe, self._sign_head]),
         }
@@ -216,6 +218,12 @@ class Dispatcher:
         self.queue.collect_abandoned()
         self.queue.forget_silent()
         self._forget()
+
+    def _purge(self) -> None:
+        began = self.clock()
+        if gone := purge(self.queue.engine, self.ports.store, self.purged_from):
+            log.warning("%d files of illegal pictures left the store", gone)
+        self.purged_from = began - OVERLAP_S
 
     def _forget(self) -> None:
         """What was kept of jobs that are not drawn any more."""

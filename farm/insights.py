@@ -266,6 +266,12 @@ class Insights:
                 self._counted = self.clock(), self.counts()
             return self._counted[1]
 
+    def illegal(self) -> int:
+        """How many pictures were on a list of what nobody may see, in the whole farm."""
+        with reading(self.engine) as connection:
+            query = select(func.count()).select_from(VERDICT).where(literal_column("illegal"))
+            return int(connection.execute(query).scalar_one())
+
     def superseded(self, project_id: str | None = None) -> int:
         """How many results came too late and were dropped."""
         query = select(func.count()).select_from(EVENT).where(EVENT.c.kind == literal_column("'superseded'"))

@@ -103,4 +103,6 @@ class _Metrics(Collector):
                 gangs.add_metric([pool, str(state)], known[pool, str(state)])
         superseded = self.farm.insights.superseded()
         late = CounterMetricFamily("farm_superseded", "Results that came too late and were dropped.", superseded)
-        yield from (jobs, beats, gangs, late)
+        words = "Pictures, sent or made, that are on a list of illegal ones."
+        illegal = CounterMetricFamily("farm_illegal", words, self.farm.insights.illegal())
+        yield from (jobs, beats, gangs, late, illegal)

@@ -12,6 +12,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from farm import events
+from farm.access import Deed, may
 from farm.api.callers import Caller, TheFarm, caller
 from farm.api.jobs import shown_progress
 from farm.errors import BadInput, Unauthorized
@@ -54,7 +55,8 @@ async def follow(
         rows = await run_in_threadpool(events.read, engine, seen, who.project_id, AT_ONCE)
         for row in rows:
             seen = row["seq"]
-            if batch is None or row["batch_id"] == batch:
+            told_to = row["kind"] not in events.FOR_OPERATORS or may(who, Deed.OPERATE)
+            if told_to and (batch is None or row["batch_id"] == batch):
                 yield ServerSentEvent(id=str(seen), event=row["kind"], data=_shown(row))
         if time.monotonic() >= told + STEPS_S:
             told = time.monotonic()

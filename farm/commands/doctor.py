@@ -210,6 +210,24 @@ def _policy(settings: Settings) -> tuple[bool, str, str]:
     return not words, words or f"{stands.name} ({stands.policy[:12]}), in force by {stands.person}", fix
 
 
+def _lists(settings: Settings) -> tuple[bool, str, str]:
+    from farm import hash_lists
+    from farm.db import connect, reading
+
+    if not settings.database and not (settings.home / "farm.db").exists():
+        return True, "no policy is in force yet", ""
+    engine = connect(settings.database_url, read_only=True)
+    try:
+        with reading(engine) as connection:
+            missing = hash_lists.missing(connection)
+    finally:
+        engine.dispose()
+    if not missing:
+        return True, "every hash list that the policy in force names is there", ""
+    never = f"{', '.join(missing)}: never imported, so all that the policy applies them to goes to review"
+    return False, never, "`farm policy lists import NAME FILE --kind sha256|pdq`"
+
+
 def _device(settings: Settings) -> tuple[bool, str, str]:
     """Whether what draws has the GPUs that are asked for."""
     asked = list(dict.fromkeys([settings.device, *(pool.device for pool in settings.pools if pool.device)]))
@@ -234,6 +252,7 @@ CHECKS: dict[str, Callable[[Settings], tuple[bool, str, str]]] = {
     "packages": _packages,
     "models": _models,
     "gate": _gate,
+    "lists": _lists,
     "policy": _policy,
     "device": _device,
     "home": _home,

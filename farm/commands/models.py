@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -12,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farm.commands.output import as_json, clean, moment, say, table
+from farm.commands.session import open_database
 from farm.errors import BadInput, nearest
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from farm.config import Settings
 
 models = typer.Typer(help="The models the farm knows, and the files they need.")
@@ -73,7 +70,7 @@ def models_accept(
     from farm import config, licences
 
     settings, card = config.load(), card_of(model)
-    with _database(settings) as engine:
+    with open_database(settings) as engine:
         licences.accept(engine, card, holds, by, settings.project)
     say(f"farm: {by} accepted the {card.licence.name} for {model} ({holds}); its text: {card.licence.url}")
 
@@ -85,21 +82,9 @@ def _accepted(settings: Settings) -> dict[tuple[str, str], dict[str, Any]]:
 
     if not settings.database and not (settings.home / "farm.db").exists():
         return {}
-    with _database(settings) as engine, reading(engine) as connection:
+    with open_database(settings) as engine, reading(engine) as connection:
         found = licences.standing(connection)
     return {key: asdict(one) for key, one in found.items()}
-
-
-@contextmanager
-def _database(settings: Settings) -> Iterator[Engine]:
-    from farm.db import connect, migrate
-
-    engine = connect(settings.database_url)
-    try:
-        migrate(engine)
-        yield engine
-    finally:
-        engine.dispose()
 
 
 def _acceptance(row: dict[str, Any]) -> str:

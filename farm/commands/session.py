@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from farm.errors import BadInput, Unauthorized, Unavailable
 from farm.job import UNSETTLED, State
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from farm.client import FarmClient
     from farm.config import Settings
     from farm.store import FsspecStore
@@ -41,6 +44,19 @@ def open_client(settings: Settings | None = None) -> FarmClient:
     if not key:
         raise Unauthorized("no API key", fix=f"set FARM_KEY, or run `farm up`, which writes one to {path}")
     return FarmClient(settings.api_url, key, key_from="FARM_KEY" if settings.key else str(path))
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[Engine]:
+    """For a deed that needs no running farm, only its database."""
+    from farm.db import connect, migrate
+
+    engine = connect(settings.database_url)
+    try:
+        migrate(engine)
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def open_store(settings: Settings) -> FsspecStore:

@@ -326,6 +326,7 @@ def test_metrics_count_jobs_in_every_state(world: World) -> None:
     text = world.client.get("/metrics").text
     assert 'farm_jobs{state="queued"} 1.0' in text
     assert 'farm_jobs{state="held"} 0.0' in text
+    assert "farm_illegal_total 0.0" in text
 
 
 def test_a_long_line_does_not_fill_the_memory(world: World) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from farm import events
 from farm.api import bodies
+from farm.db import transact
 from tests.api.conftest import World, jsonl
 
 
@@ -43,6 +44,16 @@ def test_a_reader_that_resumes_misses_nothing(world: World, address: str) -> Non
     batches = [one["id"] for one in world.get("/api/batches").json()["items"]]
     assert [one["batch_id"] for one in first + rest] == sorted(batches)
     assert {one["kind"] for one in first + rest} == {"batch_open"}
+
+
+def test_what_is_illegal_is_heard_by_operators_alone(world: World, address: str) -> None:
+    engine = world.farm.queue.engine
+    kinds = ("leased", events.ILLEGAL, "blocked")
+    transact(engine, lambda connection: events.append(connection, [events.event("ours", kind, 1.0) for kind in kinds]))
+    events.seal(engine)
+    heard = {who: read(address, world.keys[f"ours/{who}"], 2, after=0) for who in ("submitter", "operator")}
+    assert [one["kind"] for one in heard["submitter"]] == ["leased", "blocked"]
+    assert [one["kind"] for one in heard["operator"]] == ["leased", events.ILLEGAL]
 
 
 def test_events_come_as_they_happen(world: World, address: str) -> None:

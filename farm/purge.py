@@ -1,0 +1,40 @@
+"""What is on a list of illegal pictures leaves the store: the upload it came as, and the picture if one was made.
+
+The verdict is committed first, so whoever dies in between is followed by another; deleting twice is deleting once. A
+job that still waits for such an upload finds that it is not there any more.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, delete, select, text
+
+from farm.db import reading, transact
+from farm.ports import Stage, Store
+from farm.tables import ARTIFACT, JOB, UPLOAD, VERDICT
+
+OVERLAP_S = 600.0  # a verdict is seen only after its commit, which comes later than its time
+ILLEGAL = text("verdict.illegal")  # spelled out, so that either database uses the index of these few
+
+UPLOADED = (
+    select(UPLOAD.c.key)
+    .select_from(VERDICT.join(JOB, JOB.c.id == VERDICT.c.job_id).join(UPLOAD, UPLOAD.c.id == JOB.c.upload_id))
+    .where(ILLEGAL, VERDICT.c.stage == str(Stage.INPUT))
+)
+MADE = (
+    select(ARTIFACT.c.key)
+    .select_from(VERDICT.join(ARTIFACT, ARTIFACT.c.job_id == VERDICT.c.job_id))
+    .where(ILLEGAL, VERDICT.c.stage == str(Stage.FRAME), VERDICT.c.subject == ARTIFACT.c.frame_sha256)
+)
+
+
+def purge(engine: Engine, store: Store, since: float) -> int:
+    """Of the verdicts since then; returns how many files went."""
+    with reading(engine) as connection:
+        uploads = set(connection.execute(UPLOADED.where(VERDICT.c.created_at >= since)).scalars())
+        made = set(connection.execute(MADE.where(VERDICT.c.created_at >= since)).scalars())
+    there = [key for key in sorted(uploads | made) if store.has(key)]
+    for key in there:
+        store.delete(key)
+    if uploads:
+        transact(engine, lambda connection: connection.execute(delete(UPLOAD).where(UPLOAD.c.key.in_(uploads))))
+    return len(there)
