@@ -27,6 +27,7 @@ from farm.errors import BadInput, Fault
 from farm.job import Cause
 from provenance import report
 from provenance.certificates import check_list
+from provenance.chain import Certificate
 from provenance.report import Ancestor, Report
 
 FILES_PER_CHILD = 1000
@@ -133,8 +134,9 @@ class LimitedVerifier:
 
 
 def _from_json(values: Any) -> Report:
-    values["ancestors"] = tuple(Ancestor(**one | {"codes": tuple(one["codes"])}) for one in values["ancestors"])
-    return Report(**values | {"codes": tuple(values["codes"])})
+    ancestors = tuple(Ancestor(**one | {"codes": tuple(one["codes"])}) for one in values["ancestors"])
+    links = tuple(Certificate(**one) for one in values["chain"])
+    return Report(**values | {"ancestors": ancestors, "chain": links, "codes": tuple(values["codes"])})
 
 
 def _allow(seconds: float) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from provenance.chain import Certificate
 from provenance.codes import meaning
 
 TRUSTED, VALID, INVALID = "Trusted", "Valid", "Invalid"
@@ -24,7 +25,7 @@ SUSPECT, NONE, UNREADABLE = "SuspectAncestor", "NoManifest", "Unreadable"
 WORDS = (TRUSTED, VALID, INVALID, SUSPECT, NONE, UNREADABLE)
 FIT_PARENT = frozenset({TRUSTED, VALID, NONE})  # of a stranger's picture: its maker may be unknown, or say nothing
 MAX_ANCESTORS = 1000
-UNTRUSTED = "signingCredential.untrusted"
+UNTRUSTED, REVOKED = "signingCredential.untrusted", "signingCredential.revoked"
 # Found in an ancestor, these say that its signer, clock or manifest is not known here; not that it was changed.
 HARMLESS = {
     UNTRUSTED,
@@ -47,6 +48,8 @@ class Ancestor:
     label: str | None = None
     signer: str | None = None
     codes: tuple[str, ...] = ()
+    serial: str | None = None
+    stamped_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,10 @@ class Report:
     label: str | None = None
     manifest_sha256: str | None = None
     ancestors: tuple[Ancestor, ...] = ()
+    serial: str | None = None  # of the signer's certificate
+    stamped_at: str | None = None  # when it was signed, by a time stamp of someone we trust
+    chain: tuple[Certificate, ...] = ()  # the signer's first
+    anchor: str | None = None  # SHA-256 of the certificate on the trust list at which the chain ends
 
     @property
     def declared(self) -> str:
@@ -86,7 +93,7 @@ def no_manifest(mime: str) -> Report:
 
 
 def judge(store: dict[str, Any], mime: str) -> Report:
-    """`store` is the library's own account of the file."""
+    """`store` is the library's own account of the file, with no word on revoked certificates: see `revoking`."""
     label = store.get("active_manifest")
     active = store["manifests"].get(label)  # None where its damage keeps the library from listing it
     ancestors = tuple(_walk(store))
@@ -96,8 +103,9 @@ def judge(store: dict[str, Any], mime: str) -> Report:
     verdict = _word(store.get("validation_state") if active else None, own, suspect=suspect)
     signer = _signer(active or {})
     codes = tuple(dict.fromkeys([*own, *inherited]))
-    sentence = _sentence(verdict, signer, codes, ancestors)
-    return Report(verdict, sentence, codes, mime, signer, _source(store), label, None, ancestors)
+    words = sentence(verdict, signer, codes, ancestors)
+    serial, stamped = _serial(active or {}), _stamped(active or {}, store.get("validation_results"))
+    return Report(verdict, words, codes, mime, signer, _source(store), label, None, ancestors, serial, stamped)
 
 
 def _word(state: str | None, own: list[str], *, suspect: bool) -> str:
@@ -108,7 +116,7 @@ def _word(state: str | None, own: list[str], *, suspect: bool) -> str:
     return VALID if own else state
 
 
-def _sentence(verdict: str, signer: str | None, codes: tuple[str, ...], ancestors: tuple[Ancestor, ...]) -> str:
+def sentence(verdict: str, signer: str | None, codes: tuple[str, ...], ancestors: tuple[Ancestor, ...]) -> str:
     who = signer or "an unnamed signer"
     if verdict == TRUSTED:
         return f"Signed by {who}, who is on the trust list, and unchanged since."
@@ -161,6 +169,8 @@ def _ancestor(store: dict[str, Any], depth: int, child: str, ingredient: dict[st
         label,
         _signer(store["manifests"].get(label) or {}),
         tuple(dict.fromkeys(codes)),
+        _serial(store["manifests"].get(label) or {}),
+        _stamped(store["manifests"].get(label) or {}, recorded, {"activeManifest": delta}),
     )
 
 
@@ -200,6 +210,19 @@ def _signer(manifest: dict[str, Any]) -> str | None:
     info = manifest.get("signature_info") or {}
     names = [name for name in (info.get("common_name"), info.get("issuer")) if name]
     return ", ".join(names) or None
+
+
+def _serial(manifest: dict[str, Any]) -> str | None:
+    return (manifest.get("signature_info") or {}).get("cert_serial_number")
+
+
+def _stamped(manifest: dict[str, Any], *results: dict[str, Any] | None) -> str | None:
+    """The time of its time stamp. A stamp by anybody would let whoever stole a key choose the time."""
+    passed = {
+        one["code"] for result in results for one in ((result or {}).get("activeManifest") or {}).get("success") or []
+    }
+    at = (manifest.get("signature_info") or {}).get("time")
+    return str(at) if at and "timeStamp.trusted" in passed else None
 
 
 def _source(store: dict[str, Any]) -> str | None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,25 @@ from typing import Any
 from c2pa import C2paError, Context, Reader
 
 from farm.ports import Provenance
-from provenance import report
+from provenance import chain, report
 from provenance.certificates import check_list
+from provenance.codes import meaning
 from provenance.container import manifest_store, sniff
 from provenance.limited import LimitedVerifier
 from provenance.report import Report
+from provenance.revoking import revoke
 
 # The purposes a signing certificate may have. Left out, the library would take e-mail protection alone.
 PURPOSES = "1.3.6.1.4.1.62558.2.1\n1.3.6.1.5.5.7.3.4\n1.3.6.1.5.5.7.3.36\n"
 MAX_FILE = 256 << 20
+NONE_REVOKED: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
     path: Path
     report: Report
+    sha256: str | None = None  # of the file, where it could be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,9 @@ def context(trust: str) -> Any:
     )
 
 
-def verify_bytes(data: bytes, mime: str | None, trust: str) -> Report:
-    """`mime` is what the file is said to be; None if nothing was said. What counts is what its bytes say."""
+def verify_bytes(data: bytes, mime: str | None, trust: str, revoked: Mapping[str, float] = NONE_REVOKED) -> Report:
+    """`mime` is what the file is said to be; None if nothing was said. What counts is what its bytes say. `revoked` are
+    serial numbers of certificates, each with the moment since which it no longer counts."""
     kind = sniff(data)
     if kind is None:
         return report.failed(report.UNREADABLE, "farm.type.unknown", mime)
@@ -70,35 +75,53 @@ def verify_bytes(data: bytes, mime: str | None, trust: str) -> Report:
         return report.failed(report.INVALID, "farm.type.mismatch", kind)
     settings = context(trust)
     try:
-        return _read(data, kind, settings)
+        return revoke(_read(data, kind, settings, trust), revoked)
     except (C2paError, ValueError) as error:
         if str(error).startswith("Remote"):  # the library has no type for it
             return report.failed(report.NONE, "farm.manifest.remote", kind)
         return report.failed(report.UNREADABLE, "farm.manifest.unreadable", kind)
 
 
-def verify_files(paths: Iterable[Path], trust: str, *, seconds: float = 20.0) -> Iterator[FileReport]:
+def verify_files(
+    paths: Iterable[Path], trust: str, revoked: Mapping[str, float] = NONE_REVOKED, *, seconds: float = 20.0
+) -> Iterator[FileReport]:
     """One report a path, in order, as they come; memory stays flat however many there are."""
     with LimitedVerifier(trust, seconds=seconds) as verifier:
         for path in paths:
-            yield FileReport(path, _verify_file(path, verifier))
+            found, sha256 = _verify_file(path, verifier)
+            yield FileReport(path, revoke(found, revoked), sha256)
 
 
-def _verify_file(path: Path, verifier: LimitedVerifier) -> Report:
+def told(found: Report, lists: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The report for programs: with what each code means, and the one of the trust lists (name, PEM) that matched."""
+    said = asdict(found) | {"declared": found.declared, "trusted_by": chain.list_of(found.anchor, lists)}
+    codes = dict.fromkeys([*found.codes, *(code for one in found.ancestors for code in one.codes)])
+    return said | {"meanings": {code: meaning(code) for code in codes}}
+
+
+def _verify_file(path: Path, verifier: LimitedVerifier) -> tuple[Report, str | None]:
     try:
         if not path.is_file() or path.stat().st_size > MAX_FILE:
-            return report.failed(report.UNREADABLE, "farm.limits" if path.is_file() else "farm.file")
+            return report.failed(report.UNREADABLE, "farm.limits" if path.is_file() else "farm.file"), None
         data = path.read_bytes()
     except OSError:
-        return report.failed(report.UNREADABLE, "farm.file")
-    return verifier.verify(data)
+        return report.failed(report.UNREADABLE, "farm.file"), None
+    return verifier.verify(data), hashlib.sha256(data).hexdigest()
 
 
-def _read(data: bytes, kind: str, settings: Any) -> Report:
+def _read(data: bytes, kind: str, settings: Any, trust: str) -> Report:
     reader = Reader.try_create(kind, io.BytesIO(data), None, settings)
     if reader is None:
         return report.no_manifest(kind)
     with reader:
         found = report.judge(json.loads(reader.json()), kind)
     embedded = manifest_store(data)
-    return replace(found, manifest_sha256=hashlib.sha256(embedded).hexdigest() if embedded else None)
+    if not embedded:
+        return found
+    links, anchor = chain.chain(found.serial, chain.found_in(embedded), trust)
+    return replace(
+        found,
+        manifest_sha256=hashlib.sha256(embedded).hexdigest(),
+        chain=tuple(links),
+        anchor=anchor if found.verdict in (report.TRUSTED, report.SUSPECT) else None,
+    )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.commands.output import as_json, clean, say
+from farm.commands.output import as_json, clean, counted, progress, say
 from farm.commands.session import open_store
 from farm.errors import BadInput, NotFound
 
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 TRUSTED = "Trusted"
 PAGE = 500
+TrustLists = list[tuple[str, str]]  # what each is called, and its certificates in PEM
 
 
 def verify(
     paths: Annotated[list[str] | None, typer.Argument(metavar="FILE|DIR|-", help="- reads one file's bytes.")] = None,
     published: Annotated[bool, typer.Option("--published", help="All that this farm has published.")] = False,
     audit: Annotated[bool, typer.Option("--audit", help="The audit log and its signed heads.")] = False,
-    trust: Annotated[Path | None, typer.Option(metavar="PEM", help="Whom to trust; left out: this farm.")] = None,
+    trust: Annotated[
+        list[Path] | None, typer.Option(metavar="PEM", help="Whom to trust, once or more; left out: this farm.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON line a file.")] = False,
 ) -> None:
     """Check the provenance of images, or the audit log. Exit code 1 unless every image is Trusted, or the log whole."""
@@ -39,66 +43,106 @@ def verify(
         raise BadInput(wrong, field="FILE|DIR|-", fix="give files, or --published, or --audit")
     settings = config.load()
     if audit:
-        if not verify_audit(settings, trust, json_):
+        if len(trust or []) > 1:
+            raise BadInput("the audit log has one key", field="--trust", fix="give the farm's trust/audit.pem alone")
+        if not verify_audit(settings, trust[0] if trust else None, json_):
             raise typer.Exit(1)
         return
-    known = _trust_list(settings, trust)
-    rows = _published(settings, known) if published else _files(paths or [], known)
-    words: list[str] = []
+    lists = _trust_lists(settings, trust or [])
+    rows = _published(settings, lists) if published else _files(settings, paths or [], lists)
+    total = trusted = 0
     for row in rows:
-        words.append(row["verdict"])
+        total, trusted = total + 1, trusted + (row["verdict"] == TRUSTED)
         if json_:
             as_json(row)
         else:
-            print(clean(f"{row['verdict']:<15} {row['path']}: {row['sentence']}"))
-    say(f"{words.count(TRUSTED)} of {len(words)} are {TRUSTED}")
-    if words.count(TRUSTED) < len(words):
+            _show(row)
+    say(f"{trusted} of {total} are {TRUSTED}")
+    if trusted < total:
         raise typer.Exit(1)
 
 
-def _trust_list(settings: Settings, given: Path | None) -> str:
+def _trust_lists(settings: Settings, given: list[Path]) -> TrustLists:
     from provenance import keys
 
-    if given is None:
-        return keys.trust(settings.home)
-    if not given.is_file():
-        raise BadInput(f"no file {given}", field="--trust", fix="give certificates in PEM")
-    return given.read_text()
+    if not given:
+        return [("this farm", keys.trust(settings.home))]
+    for path in given:
+        if not path.is_file():
+            raise BadInput(f"no file {path}", field="--trust", fix="give certificates in PEM")
+    return [(str(path), path.read_text(errors="replace")) for path in given]
 
 
-def _files(paths: list[str], trust: str) -> Iterator[dict[str, Any]]:
-    from provenance.verify import verify_files
+def _files(settings: Settings, paths: list[str], lists: TrustLists) -> Iterator[dict[str, Any]]:
+    from provenance.verify import MAX_FILE, verify_files
 
+    known = _Known(settings)
     with tempfile.TemporaryDirectory() as folder:
         spooled = Path(folder) / "standard input"
         if "-" in paths:
-            spooled.write_bytes(sys.stdin.buffer.read())
-        wanted = [found for path in paths for found in ([spooled] if path == "-" else _pictures(Path(path)))]
-        for file in verify_files(wanted, trust):
+            spooled.write_bytes(sys.stdin.buffer.read(MAX_FILE + 1))
+        places = [spooled if path == "-" else _there(Path(path)) for path in paths]
+        total = sum(1 for _ in _pictures(places)) if sys.stderr.isatty() else 0  # for the bar alone
+        found = verify_files(_pictures(places), _joined(lists))
+        for file in progress(found, total, "Verifying"):
             shown = "-" if file.path == spooled else str(file.path)
-            yield _row(shown, file.report)
+            yield _row(shown, file.report, lists, known.state(file.sha256))
 
 
-def _pictures(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES and file.is_file())
-        if not found:
-            raise BadInput(f"no pictures in {path}", field="DIR", fix=f"looked for {', '.join(sorted(PICTURES))}")
-        return found
+def _there(path: Path) -> Path:
+    """Said at the start, not after the ten thousand files before it."""
     if not path.exists():
         raise BadInput(f"no file {path}", field="FILE")
-    return [path]
+    if path.is_dir() and next(_pictures([path]), None) is None:
+        raise BadInput(f"no pictures in {path}", field="DIR", fix=f"looked for {', '.join(sorted(PICTURES))}")
+    return path
 
 
-def _published(settings: Settings, trust: str) -> Iterator[dict[str, Any]]:
+def _pictures(places: Iterable[Path]) -> Iterator[Path]:
+    """Folder by folder, in order: what is in memory is one folder's names, however large the tree is."""
+    for place in places:
+        if not place.is_dir():
+            yield place
+            continue
+        for folder, inner, names in os.walk(place):
+            inner.sort()
+            files = (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in PICTURES)
+            yield from (file for file in files if file.is_file())
+
+
+class _Known:
+    """The farm's own state of a file, where this machine has the farm's database; elsewhere nothing is known."""
+
+    def __init__(self, settings: Settings) -> None:
+        from farm.db import connect
+
+        there = settings.database or (settings.home / "farm.db").exists()
+        self.engine = connect(settings.database_url, read_only=True) if there else None
+
+    def state(self, sha256: str | None) -> str | None:
+        from farm.db import DatabaseDown
+        from farm.known import state_of
+
+        if self.engine is None or sha256 is None:
+            return None
+        try:
+            return state_of(self.engine, sha256)
+        except DatabaseDown as error:
+            say(f"what the farm knows of these files is left out: {error}")
+            self.engine = None
+            return None
+
+
+def _published(settings: Settings, lists: TrustLists) -> Iterator[dict[str, Any]]:
     """Straight from the database and the store, so that it works while the farm is stopped."""
     from provenance.limited import LimitedVerifier
 
     store = open_store(settings)
-    with LimitedVerifier(trust) as verifier:
+    with LimitedVerifier(_joined(lists)) as verifier:
         for artifact in published_artifacts(settings):
             shown = f"{settings.store_url}#{artifact['key']}"
-            yield _row(shown, _stored(verifier, store, artifact)) | {"job": artifact["job_id"]}
+            found = _stored(verifier, store, artifact)
+            yield _row(shown, found, lists, artifact["state"]) | {"job": artifact["job_id"]}
 
 
 def _stored(verifier: Any, store: Any, artifact: dict[str, Any]) -> Any:
@@ -133,5 +177,20 @@ def published_artifacts(settings: Settings) -> Iterator[dict[str, Any]]:
             after = page[-1]["job_id"]
 
 
-def _row(path: str, found: Any) -> dict[str, Any]:
-    return {"path": path, "verdict": found.verdict, "codes": list(found.codes), "sentence": found.sentence}
+def _joined(lists: TrustLists) -> str:
+    return "\n".join(pem for _, pem in lists)
+
+
+def _row(path: str, found: Any, lists: TrustLists, state: str | None) -> dict[str, Any]:
+    from provenance.verify import told
+
+    return {"path": path} | told(found, lists) | {"state": state}
+
+
+def _show(row: dict[str, Any]) -> None:
+    """What a person wants to know of one file among many; --json has all."""
+    more = [f"declared {row['declared']}"] if row["source"] else []
+    more += [f"time stamp of {row['stamped_at']}"] if row["stamped_at"] else []
+    more += [counted(len(row["ancestors"]), "ancestor")] if row["ancestors"] else []
+    more += [f"here it is {row['state']}"] if row["state"] not in (None, "published") else []
+    print(clean(f"{row['verdict']:<15} {row['path']}: {row['sentence']}{''.join(f' ({one})' for one in more)}"))
