@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -153,13 +155,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--images", type=int, default=32, help="a round, of the large model; ten times so many of the tiny one"
     )
     parser.add_argument("--rounds", type=int, default=5, help="in which gate and bare loop take turns")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU; 1: as a gate actor has")
+    parser.add_argument("--threads", type=int, default=1, help="on the CPU; 1: as a gate actor has")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--stored", type=int, default=100_000, help="embeddings judged again")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--out", type=Path, help="also write it to this file, with device and date")
+    arguments = sys.argv[1:] if arguments is None else arguments
     given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
+    threads = {"OMP_NUM_THREADS": str(given.threads)}
+    if threads.items() - os.environ.items():  # NumPy, which is loaded by now, has asked for as many as there are cores
+        command = [sys.executable, "-m", "benchmarks.safety", *arguments]
+        return subprocess.run(command, env=os.environ | threads, check=False).returncode
     figures = rounded(measured(given.images, given.rounds, given.device, given.stored))
     settings = {"images": given.images, "rounds": given.rounds, "group": GROUP, "threads": given.threads}
     on = {"device": torch.cuda.get_device_name()} if given.device == "cuda" else {}

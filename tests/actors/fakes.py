@@ -222,4 +222,5 @@ def load_judge(word: str, device: str) -> Judge:
         raise RuntimeError("this policy does not load")
     if word == "dies when made":
         os._exit(1)
-    return Judge(word, f"{device}, sees {os.environ.get('CUDA_VISIBLE_DEVICES', 'all')!r}")
+    sees, threads = (os.environ.get(name, "all") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
+    return Judge(word, f"{device}, sees {sees!r}, threads {threads}")

@@ -48,6 +48,7 @@ def test_verdicts_and_faults_come_back_in_order(gate: RemoteGate) -> None:
     assert isinstance(fault, Fault)
     assert (allowed.outcome, fault.cause, blocked.outcome) == (Outcome.ALLOW, Cause.GATE_ERROR, Outcome.BLOCK)
     assert int(allowed.subject) != os.getpid()
+    assert allowed.encoder == "cpu, sees '', threads 1"
 
 
 def test_what_ends_the_gate_pays_for_it_and_the_gate_works_again(gate: RemoteGate) -> None:
@@ -134,10 +135,11 @@ def test_one_of_two_that_dies_is_replaced_while_the_other_goes_on(settings: Sett
 
 def test_only_named_methods_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     host = Host(JUDGE, ("gun",), "cpu", None)
     host.load()
     with pytest.raises(PermissionError, match="may not be called"):
         host.call("forbidden", (), 5.0)
     assert "forbidden" not in METHODS
     ((answer),) = host.call("judge_prompts", (["a cat"],), 5.0)
-    assert answer.encoder == "cpu, sees ''", "it has asked for no GPU, and its node may have some"
+    assert answer.encoder == "cpu, sees '', threads 2", "it has asked for no GPU, and its node may have some"
