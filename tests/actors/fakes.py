@@ -203,8 +203,9 @@ class Judge:
             os._exit(1)
         if prompt == "hang":
             time.sleep(600)
-        if prompt == "a second":
-            time.sleep(1)
+        if prompt.startswith("until "):
+            while not Path(prompt.removeprefix("until ")).exists():
+                time.sleep(0.05)
         if prompt == "odd":
             raise ValueError("an odd prompt")
         self.broken |= prompt == "break"

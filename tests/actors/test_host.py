@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -120,14 +121,16 @@ def test_a_gate_that_does_not_load_is_down_with_its_reason(settings: Settings) -
     assert "this policy does not load" in answer.detail
 
 
-def test_one_of_two_that_dies_is_replaced_while_the_other_goes_on(settings: Settings) -> None:
+def test_one_of_two_that_dies_is_replaced_while_the_other_goes_on(settings: Settings, tmp_path: Path) -> None:
     two = RemoteGate(settings.model_copy(update={"gates": 2}), JUDGE, ["gun"])
     with ThreadPoolExecutor(1) as thread:
-        busy = thread.submit(verdict, two, "a second")
-        until(lambda: len(two.idle) == 1)
-        first = pid(two)
-        assert cause(two.judge_prompts(["die"])) is Cause.GATE_ERROR
-        assert not busy.done()
+        busy = thread.submit(verdict, two, f"until {tmp_path / 'told'}")
+        try:
+            until(lambda: len(two.idle) == 1)
+            first = pid(two)
+            assert cause(two.judge_prompts(["die"])) is Cause.GATE_ERROR
+        finally:
+            (tmp_path / "told").touch()
         assert busy.result()[1] != first
     assert pid(two) == busy.result()[1], "rather that one than the one that is made ready"
     assert all(seat.actor is not None for seat in two.seats)
