@@ -50,6 +50,12 @@ def _address(value: str) -> str:
     return value
 
 
+def _stamps(value: str) -> str:
+    if value not in ("own", "off"):
+        _address(value)
+    return value
+
+
 Device = Annotated[str, AfterValidator(_device)]
 
 
@@ -131,6 +137,17 @@ class Settings(BaseSettings):
     key: str = Field("", description="the CLI's API key; empty: the one under home")
     project: str = Field("default", description="project of the first key")
     signer: str = Field("", description="the signer's Unix socket; empty: under home")
+    passphrase_file: str = Field(
+        "", description="file whose one line encrypts the signer's keys where they rest; empty: they are not encrypted"
+    )
+    passphrase: str = Field("", repr=False, description="the same, straight from the environment")
+    timestamps: Annotated[str, AfterValidator(_stamps)] = Field(
+        "own", description="time stamps of signatures: own, off, or the http(s) address of an RFC 3161 authority"
+    )
+    timestamps_are: Literal["required", "optional"] = Field(
+        "required",
+        description="while an outside authority is down, work waits (required) or is signed without (optional)",
+    )
     models: str = Field("", description="folder of real weights (ComfyUI layout); empty: the tiny model alone")
     default_model: str = Field(
         "",

@@ -12,47 +12,71 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from farm.errors import BadInput
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 C2PA_SIGNING = ObjectIdentifier("1.3.6.1.4.1.62558.2.1")
 ORGANISATION = "Farm development authority (not for production)"
 # Days a certificate lives, and days before its end at which it is made anew. The issuing CA always outlives its leaf.
-LIFE = {"root": (3650, 0), "issuing": (730, 120), "leaf": (90, 30)}
+LIFE = {"root": (3650, 0), "issuing": (730, 120), "leaf": (90, 30), "stamps": (730, 365)}
+AUTHORITIES = ("root", "issuing")
+NAMES = {
+    "root": "Farm development root",
+    "issuing": "Farm development issuing CA",
+    "leaf": "Farm development signer",
+    "stamps": "Farm development time stamps",
+}
+PURPOSES = {  # which extension, and whether whoever does not know it must refuse the certificate
+    "leaf": (x509.ExtendedKeyUsage([C2PA_SIGNING, ExtendedKeyUsageOID.EMAIL_PROTECTION]), False),
+    "stamps": (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.TIME_STAMPING]), True),
+}
 
 
 def certificate(
-    role: str, key: PrivateKey, issuer: x509.Certificate | None, issuer_key: PrivateKey
+    role: str, public: PublicKey, issuer: x509.Certificate | None, issuer_key: PrivateKey
 ) -> x509.Certificate:
-    authority = role != "leaf"
+    authority = role in AUTHORITIES
     start = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=5)  # clocks differ a little
-    subject = _name(role)
+    subject = name(role)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer.subject if issuer else subject)
-        .public_key(key.public_key())
+        .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
         .not_valid_after(start + dt.timedelta(days=LIFE[role][0]))
         .add_extension(x509.BasicConstraints(authority, 0 if role == "issuing" else None), critical=True)
         .add_extension(_usage(authority), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
-    if not authority:
-        purposes = x509.ExtendedKeyUsage([C2PA_SIGNING, ExtendedKeyUsageOID.EMAIL_PROTECTION])
-        builder = builder.add_extension(purposes, critical=False)
-    return builder.sign(issuer_key, None if isinstance(issuer_key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+    if role in PURPOSES:
+        purposes, critical = PURPOSES[role]
+        builder = builder.add_extension(purposes, critical=critical)
+    return builder.sign(issuer_key, digest_for(issuer_key))
 
 
-def _name(role: str) -> x509.Name:
-    common = {
-        "root": "Farm development root",
-        "issuing": "Farm development issuing CA",
-        "leaf": "Farm development signer",
-    }
+def request(key: PrivateKey, subject: x509.Name) -> x509.CertificateSigningRequest:
+    """What another authority is asked to certify: a signer's key, for signing content."""
+    builder = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(subject)
+        .add_extension(x509.BasicConstraints(False, None), critical=True)
+        .add_extension(_usage(False), critical=True)
+        .add_extension(PURPOSES["leaf"][0], critical=False)
+    )
+    return builder.sign(key, digest_for(key))
+
+
+def digest_for(key: PrivateKey) -> hashes.SHA256 | None:
+    """Ed25519 brings its own."""
+    return None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+
+
+def name(role: str) -> x509.Name:
     parts = (
         (NameOID.COUNTRY_NAME, "ZZ"),
         (NameOID.ORGANIZATION_NAME, ORGANISATION),
-        (NameOID.COMMON_NAME, common[role]),
+        (NameOID.COMMON_NAME, NAMES[role]),
     )
     return x509.Name([x509.NameAttribute(oid, value) for oid, value in parts])
 

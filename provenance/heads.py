@@ -7,45 +7,27 @@ each knows what it signed itself, so that of a log that was cut the one tells th
 
 from __future__ import annotations
 
-import fcntl
+import base64
 import json
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TextIO
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from farm.audit import Head
-from farm.errors import Unavailable
-from provenance.keys import write_whole
+from farm.errors import BadInput, Unavailable
+from provenance import keyfiles
+from provenance.keyfiles import write_whole
 
 NAME = "audit.head"
-PATIENCE_S = 10.0
 
 
-@contextmanager
-def alone(home: Path) -> Iterator[None]:
-    """One signer at a time: none signs an earlier head after a later one. The lock goes with the process."""
-    path = home / "keys" / f"{NAME}.lock"
-    with open(path, "w", opener=partial(os.open, mode=0o600)) as lock:
-        _wait_for(lock, path)
-        yield
-
-
-def _wait_for(lock: TextIO, path: Path) -> None:
-    """Not for ever: a signer that was stopped in the middle must not hold up the others."""
-    until = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > until:
-                raise Unavailable(f"another signer holds {path}", fix="see why it hangs") from error
-            time.sleep(0.01)
-        else:
-            return
+def alone(home: Path) -> AbstractContextManager[None]:
+    """One signer at a time: none signs an earlier head after a later one."""
+    return keyfiles.alone(home / "keys" / f"{NAME}.lock")
 
 
 def read(folder: Path) -> Head | None:
@@ -64,3 +46,39 @@ def write(home: Path, head: Head) -> None:
     said = json.dumps(head._asdict()).encode()
     write_whole(home / "keys" / NAME, said, 0o600)
     write_whole(home / "trust" / NAME, said, 0o644)
+
+
+def trust(home: Path) -> str:
+    """The public key of the audit heads, in PEM."""
+    path = home / "trust" / "audit.pem"
+    if not path.exists():
+        raise Unavailable(
+            f"there is no public key of the audit heads at {path}", fix="start the signer, which makes it"
+        )
+    return path.read_text()
+
+
+def verifier(public_pem: str) -> Callable[[int, str, str], bool]:
+    """What checks the heads that `Keys.sign_audit_head` signed: number, hash, signature."""
+    try:
+        public = serialization.load_pem_public_key(public_pem.encode())
+    except ValueError as error:
+        raise BadInput(
+            "this is no public key in PEM", field="audit.pem", fix="give the farm's trust/audit.pem"
+        ) from error
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise BadInput("the audit key is not an elliptic curve key", field="audit.pem")
+
+    def is_ours(seq: int, sha256: str, signature: str) -> bool:
+        try:
+            said = base64.b64decode(signature, validate=True)
+            public.verify(said, words(seq, sha256), ec.ECDSA(hashes.SHA256()))
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    return is_ours
+
+
+def words(seq: int, sha256: str) -> bytes:
+    return f"farm audit head\n{seq}\n{sha256}\n".encode()

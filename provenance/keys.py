@@ -1,16 +1,19 @@
-"""The development authority: a root, an issuing CA and a 90-day leaf of our own, made on first use and marked as
-such.
+"""The development authority: a root, an issuing CA, a 90-day leaf and an authority for time stamps, all of our own,
+made on first use and marked as such.
 
-    home/keys/    0700, for the signer alone; each file 0600
-        root.pem  issuing.pem  leaf.pem    private key, then certificate(s)
+    home/keys/    0700, for the signers alone; each file 0600
+        root.pem  issuing.pem  leaf.pem  stamps.pem   private key, then certificate(s)
         audit.pem                          P-256 key that signs the heads of the audit chain, and nothing else
         salt.key                           secret behind the salts of the prompt commitments
-        audit.head  audit.head.lock        the last head of the audit chain that was signed, by whichever signer
-    home/trust/   public: root.pem (the trust list a verifier is given), audit.pem (public key of the audit heads),
-                  audit.head (the last one signed)
+        past.pem                           certificates of the leaves before this one
+        trusted.pem                        roots that an operator added to the trust list
+        audit.head                         the last head of the audit chain that was signed, by whichever signer
+        *.lock                             held by the one signer that changes what is beside it
+    home/trust/   public: root.pem (the trust list a verifier is given), revoked.json (certificates that no longer
+                  count), audit.pem (public key of the audit heads), audit.head (the last one signed)
 
-The private keys rest unencrypted: a passphrase read from the same disk by the same user would guard nothing. What
-guards them is the file mode, which is checked on every load, and that no other process has a reason to read them.
+With a passphrase every private key, and the salt, is encrypted where it rests. Without one the file mode guards them,
+which is checked on every load, and that no other process has a reason to read them.
 """
 
 from __future__ import annotations
@@ -19,25 +22,41 @@ import base64
 import datetime as dt
 import hashlib
 import hmac
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 
 from farm.errors import BadInput, Unavailable, nearest
-from provenance.certificates import PrivateKey, certificate, due
+from provenance import heads
+from provenance.certificates import PrivateKey, certificate, due, name
+from provenance.keyfiles import (
+    alone,
+    certificates_in,
+    is_open,
+    pem,
+    private_bytes,
+    read_key,
+    read_secret,
+    write_key,
+    write_secret,
+    write_whole,
+)
 
 MAKERS: dict[str, Callable[[], PrivateKey]] = {
     "es256": lambda: ec.generate_private_key(ec.SECP256R1()),
     "ed25519": ed25519.Ed25519PrivateKey.generate,
 }
+LOCK = "keys.lock"
+PUBLIC_PARTS = ("past.pem", "trusted.pem")  # of what lies with the keys: certificates alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +64,12 @@ class Keys:
     algorithm: str
     chain: str  # leaf, then issuing CA; the root stays out
     root: str
+    trust: str  # the root, and those that an operator added
+    leaf: x509.Certificate
     renew_at: dt.datetime
+    stamp_chain: tuple[x509.Certificate, ...]
     leaf_key: PrivateKey = field(repr=False)
+    stamp_key: ec.EllipticCurvePrivateKey = field(repr=False)
     audit_key: ec.EllipticCurvePrivateKey = field(repr=False)
     salt_secret: bytes = field(repr=False)
 
@@ -62,39 +85,112 @@ class Keys:
         return hmac.digest(self.salt_secret, f"prompt salt of job {job_id}".encode(), hashlib.sha256)
 
     def sign_audit_head(self, seq: int, sha256: str) -> str:
-        return base64.b64encode(self.audit_key.sign(_audit_head(seq, sha256), ec.ECDSA(hashes.SHA256()))).decode()
+        return base64.b64encode(self.audit_key.sign(heads.words(seq, sha256), ec.ECDSA(hashes.SHA256()))).decode()
 
 
-def init(home: Path, algorithm: str = "es256") -> Keys:
-    """Load the keys, making what is missing and renewing what is due. `algorithm` counts for a new authority only."""
+def init(home: Path, algorithm: str = "es256", passphrase: bytes | None = None) -> Keys:
+    """Load the keys, making what is missing, renewing what is due, encrypting what lies open and should not.
+    `algorithm` counts for a new authority only."""
     if algorithm not in MAKERS:
         raise BadInput(f"unknown algorithm {algorithm!r}", field="algorithm", fix=nearest(algorithm, MAKERS))
     if not (home / "keys").exists():
-        _make_authority(home, MAKERS[algorithm])
-    _renew(home / "keys")
-    keys = load(home)
-    write_whole(home / "trust" / "root.pem", keys.root.encode(), 0o644)
-    write_whole(home / "trust" / "audit.pem", _public_pem(keys.audit_key), 0o644)
+        _make_authority(home, MAKERS[algorithm], passphrase)
+    with alone(home / "keys" / LOCK):
+        if passphrase:
+            _seal(home / "keys", passphrase)
+        for role, above in (("issuing", "root"), ("leaf", "issuing"), ("stamps", "root")):
+            if _is_due(home / "keys" / f"{role}.pem", role):
+                make(home, role, above, passphrase)
+        keys = load(home, passphrase)
+        write_whole(home / "trust" / "root.pem", keys.trust.encode(), 0o644)
+        write_whole(home / "trust" / "audit.pem", _public_pem(keys.audit_key), 0o644)
     return keys
 
 
-def load(home: Path) -> Keys:
+def load(home: Path, passphrase: bytes | None = None) -> Keys:
     folder = home / "keys"
     if not folder.exists():
         raise Unavailable(f"there are no keys in {folder}", fix="start the signer, which makes them")
-    leaf_key, chain = _read(folder / "leaf.pem")
-    audit_key, _ = _read(folder / "audit.pem")
-    if not isinstance(audit_key, ec.EllipticCurvePrivateKey):
-        raise Unavailable(f"{folder / 'audit.pem'} is not a P-256 key", fix="put back the one that was there")
+    leaf_key, chain = read_key(folder / "leaf.pem", passphrase)
+    stamp_key, stamp_chain = _read_p256(folder / "stamps.pem", passphrase)
+    audit_key, _ = _read_p256(folder / "audit.pem", passphrase)
+    root = pem(certificates_in(private_bytes(folder / "root.pem"))[0])
     return Keys(
-        algorithm="ed25519" if isinstance(leaf_key, ed25519.Ed25519PrivateKey) else "es256",
-        chain="".join(_pem(one) for one in chain),
-        root=_pem(_read(folder / "root.pem")[1][0]),
+        algorithm=kind_of(leaf_key),
+        chain="".join(map(pem, chain)),
+        root=root,
+        trust=root + "".join(map(pem, added(home))),
+        leaf=chain[0],
         renew_at=due(chain[0], "leaf"),
+        stamp_chain=tuple(stamp_chain),
         leaf_key=leaf_key,
+        stamp_key=stamp_key,
         audit_key=audit_key,
-        salt_secret=_private_bytes(folder / "salt.key"),
+        salt_secret=read_secret(folder / "salt.key", passphrase),
     )
+
+
+def _read_p256(path: Path, passphrase: bytes | None) -> tuple[ec.EllipticCurvePrivateKey, list[x509.Certificate]]:
+    key, chain = read_key(path, passphrase)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise Unavailable(f"{path} is not a P-256 key", fix="put back the one that was there")
+    return key, chain
+
+
+def make(home: Path, role: str, above: str, passphrase: bytes | None, algorithm: str = "") -> x509.Certificate:
+    """A new key of this role, certified by the one above; the leaf that it replaces is remembered."""
+    folder, path = home / "keys", home / "keys" / f"{role}.pem"
+    issuer_key, issuers = read_key(folder / f"{above}.pem", passphrase)
+    before = certificates_in(private_bytes(path)) if path.exists() else []
+    kind = algorithm or ("es256" if role == "stamps" else kind_of(before[0] if before else issuer_key))
+    key = MAKERS[kind]()
+    made = certificate(role, key.public_key(), issuers[0], issuer_key)
+    if role == "leaf":
+        remember(home, before[:1])
+    write_key(path, key, [made, *issuers] if role == "leaf" else [made], passphrase)
+    return made
+
+
+def remember(home: Path, retired: list[x509.Certificate]) -> None:
+    before = past(home)
+    kept = "".join(map(pem, [*before, *(one for one in retired if one not in before)]))
+    write_whole(home / "keys" / "past.pem", kept.encode(), 0o600)
+
+
+def past(home: Path) -> list[x509.Certificate]:
+    """The certificates of the leaves that signed before, oldest first."""
+    path = home / "keys" / "past.pem"
+    return certificates_in(private_bytes(path)) if path.exists() else []
+
+
+def added(home: Path) -> list[x509.Certificate]:
+    """What an operator trusts beside our own root."""
+    path = home / "keys" / "trusted.pem"
+    return certificates_in(private_bytes(path)) if path.exists() else []
+
+
+def stamp_of(home: Path) -> tuple[int, ...]:
+    """Changes with the keys: how a signer that runs sees that they were changed under it."""
+    places = (home / "keys" / "leaf.pem", home / "keys" / "trusted.pem", home / "trust" / "revoked.json")
+    return tuple(place.stat().st_ino if place.exists() else 0 for place in places)
+
+
+def kind_of(holder: PrivateKey | x509.Certificate) -> str:
+    public = holder.public_key()
+    return "ed25519" if isinstance(public, ed25519.Ed25519PublicKey) else "es256"
+
+
+def revoked(home: Path) -> dict[str, float]:
+    """Serial numbers of certificates, each with the moment since which it no longer counts. Needs no access to keys."""
+    return {one["serial"]: float(one["since"]) for one in revocations(home)}
+
+
+def revocations(home: Path) -> list[dict[str, Any]]:
+    path = home / "trust" / "revoked.json"
+    try:
+        return list(json.loads(path.read_text())) if path.exists() else []
+    except ValueError as error:
+        raise Unavailable(f"{path} is damaged: {error}", fix="put back the one that was there") from error
 
 
 def trust(home: Path) -> str:
@@ -105,51 +201,14 @@ def trust(home: Path) -> str:
     return path.read_text()
 
 
-def audit_trust(home: Path) -> str:
-    """The public key of the audit heads, in PEM."""
-    path = home / "trust" / "audit.pem"
-    if not path.exists():
-        raise Unavailable(
-            f"there is no public key of the audit heads at {path}", fix="start the signer, which makes it"
-        )
-    return path.read_text()
-
-
-def audit_verifier(public_pem: str) -> Callable[[int, str, str], bool]:
-    """What checks the heads that `Keys.sign_audit_head` signed: number, hash, signature."""
-    try:
-        public = serialization.load_pem_public_key(public_pem.encode())
-    except ValueError as error:
-        raise BadInput(
-            "this is no public key in PEM", field="audit.pem", fix="give the farm's trust/audit.pem"
-        ) from error
-    if not isinstance(public, ec.EllipticCurvePublicKey):
-        raise BadInput("the audit key is not an elliptic curve key", field="audit.pem")
-
-    def is_ours(seq: int, sha256: str, signature: str) -> bool:
-        try:
-            said = base64.b64decode(signature, validate=True)
-            public.verify(said, _audit_head(seq, sha256), ec.ECDSA(hashes.SHA256()))
-        except (InvalidSignature, ValueError):
-            return False
-        return True
-
-    return is_ours
-
-
-def _audit_head(seq: int, sha256: str) -> bytes:
-    return f"farm audit head\n{seq}\n{sha256}\n".encode()
-
-
-def _make_authority(home: Path, make: Callable[[], PrivateKey]) -> None:
+def _make_authority(home: Path, make: Callable[[], PrivateKey], passphrase: bytes | None) -> None:
     """Filled aside and renamed, so that two processes starting at once end with one authority."""
     home.mkdir(0o700, parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix="keys.", dir=home))
-    root_key = make()
-    root = certificate("root", root_key, None, root_key)
-    write_whole(aside / "root.pem", _key_pem(root_key) + _pem(root).encode(), 0o600)
-    write_whole(aside / "audit.pem", _key_pem(ec.generate_private_key(ec.SECP256R1())), 0o600)
-    write_whole(aside / "salt.key", os.urandom(32), 0o600)
+    key = make()
+    write_key(aside / "root.pem", key, [certificate("root", key.public_key(), None, key)], passphrase)
+    write_key(aside / "audit.pem", ec.generate_private_key(ec.SECP256R1()), [], passphrase)
+    write_secret(aside / "salt.key", os.urandom(32), passphrase)
     try:
         aside.rename(home / "keys")
     except OSError:
@@ -158,53 +217,27 @@ def _make_authority(home: Path, make: Callable[[], PrivateKey]) -> None:
             raise
 
 
-def _renew(folder: Path) -> None:
-    """Make the issuing CA and the leaf where they are missing or near their end."""
-    for role, above in (("issuing", "root"), ("leaf", "issuing")):
-        path = folder / f"{role}.pem"
-        issuer_key, issuers = _read(folder / f"{above}.pem")
-        if path.exists() and due(_read(path)[1][0], role) > dt.datetime.now(dt.UTC):
+def _is_due(path: Path, role: str) -> bool:
+    """Missing or near its end. A leaf that another authority certified is theirs to renew."""
+    if not path.exists():
+        return True
+    made = certificates_in(private_bytes(path))[0]
+    return not (role == "leaf" and is_foreign(made)) and due(made, role) <= dt.datetime.now(dt.UTC)
+
+
+def is_foreign(leaf: x509.Certificate) -> bool:
+    return leaf.issuer != name("issuing")
+
+
+def _seal(folder: Path, passphrase: bytes) -> None:
+    """Encrypt what lay open until a passphrase was set."""
+    for path in [*folder.glob("*.pem"), folder / "salt.key"]:
+        if path.name in PUBLIC_PARTS or not is_open(path):
             continue
-        key = MAKERS["ed25519" if isinstance(issuer_key, ed25519.Ed25519PrivateKey) else "es256"]()
-        made = _pem(certificate(role, key, issuers[0], issuer_key))
-        chain = made + _pem(issuers[0]) if role == "leaf" else made
-        write_whole(path, _key_pem(key) + chain.encode(), 0o600)
-
-
-def _read(path: Path) -> tuple[PrivateKey, list[x509.Certificate]]:
-    data = _private_bytes(path)
-    key = serialization.load_pem_private_key(data, None)
-    if not isinstance(key, PrivateKey):
-        raise Unavailable(f"{path} holds a key of another kind", fix="ES256 and Ed25519 are known")
-    return key, x509.load_pem_x509_certificates(data) if b"BEGIN CERTIFICATE" in data else []
-
-
-def _private_bytes(path: Path) -> bytes:
-    for place in (path.parent, path):
-        if place.stat().st_mode & 0o077:
-            raise Unavailable(f"{place} can be read by others", fix=f"chmod go-rwx {place}, and think of new keys")
-    return path.read_bytes()
-
-
-def write_whole(path: Path, data: bytes, mode: int) -> None:
-    """Whole or not at all, and never readable by others in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        os.fchmod(handle, mode)
-        file.write(data)
-        file.flush()
-        os.fsync(handle)
-    Path(aside).replace(path)
-
-
-def _pem(made: x509.Certificate) -> str:
-    return made.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def _key_pem(key: PrivateKey) -> bytes:
-    kind = serialization.PrivateFormat.PKCS8
-    return key.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption())
+        if path.suffix == ".pem":
+            write_key(path, *read_key(path, None), passphrase)
+        else:
+            write_secret(path, read_secret(path, None), passphrase)
 
 
 def _public_pem(key: PrivateKey) -> bytes:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-from pathlib import Path
 
 from sqlalchemy import Engine
 
 from farm.audit import Head
+from farm.config import Settings
 from farm.errors import Fault
 from farm.job import FORMATS, Cause
 from farm.ports import Frame, Signed, Store
-from provenance import heads, keys, labels, manifest, records, report
+from provenance import heads, labels, manifest, records, report
+from provenance.keyring import Keyring
 from provenance.limited import OVERLOADED, LimitedVerifier
 from provenance.records import Claim, ParentFile, Refused
 from provenance.report import Report
@@ -26,19 +27,15 @@ FIT = {True: {report.TRUSTED}, False: report.FIT_PARENT}
 class Notary:
     """One for the process; its methods may run in several threads."""
 
-    def __init__(self, home: Path, engine: Engine, store: Store) -> None:
-        self.home, self.engine, self.store = home, engine, store
+    def __init__(self, settings: Settings, engine: Engine, store: Store) -> None:
+        self.home, self.engine, self.store = settings.home, engine, store
+        self.keyring = Keyring(settings)
         self._lock = threading.Lock()
-        self._signing = Signing(keys.init(home))
-        self._strangers = LimitedVerifier(self._signing.keys.root)
+        self._verifier: LimitedVerifier | None = None
 
     @property
     def signing(self) -> Signing:
-        """With a leaf that is not near its end: a signer that runs for months renews it on the way."""
-        with self._lock:
-            if self._signing.keys.renew_at <= dt.datetime.now(dt.UTC):
-                self._signing = Signing(keys.init(self.home))
-            return self._signing
+        return self.keyring.signing
 
     def sign(self, job_id: int, attempt: int, owner: str, frame: Frame) -> Signed:
         return self._sign(records.frame_claim(self.engine, job_id, attempt, owner, frame), frame)
@@ -79,7 +76,21 @@ class Notary:
             return signature
 
     def close(self) -> None:
-        self._strangers.close()
+        self.keyring.close()
+        with self._lock:
+            if self._verifier is not None:
+                self._verifier.close()
+
+    @property
+    def _strangers(self) -> LimitedVerifier:
+        """By whom we trust now."""
+        trust = self.signing.keys.trust
+        with self._lock:
+            if self._verifier is None or self._verifier.trust != trust:
+                if self._verifier is not None:
+                    self._verifier.close()
+                self._verifier = LimitedVerifier(trust)
+            return self._verifier
 
     def _fetch(self, file: ParentFile) -> tuple[Parent, Report]:
         """The parent's signed bytes, never decoded pixels; refused if they would make their child suspect."""
@@ -92,7 +103,7 @@ class Notary:
 
     def _examine(self, data: bytes, file: ParentFile) -> tuple[Report, bytes]:
         if file.ours:
-            return verify_bytes(data, file.mime, self.signing.keys.root), b""
+            return verify_bytes(data, file.mime, self.signing.keys.trust), b""
         found, ingredient = self._strangers.as_parent(data, file.mime, file.title)
         if OVERLOADED in found.codes:
             raise Fault(Cause.OVERLOADED, f"{file.title!r} could not be verified: {found.sentence}")

@@ -79,8 +79,7 @@ def create_app(notary: Notary) -> FastAPI:
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        held = notary.signing.keys
-        return {"state": "ready", "algorithm": held.algorithm, "renew_at": held.renew_at.isoformat()}
+        return await threaded(notary.keyring.health)
 
     app.add_exception_handler(FarmError, _problem)
     app.add_exception_handler(RequestValidationError, _wrong_request)
@@ -89,7 +88,7 @@ def create_app(notary: Notary) -> FastAPI:
 
 def serve(settings: Settings) -> None:
     """Run until told to stop. The database need not be there yet: until it is, requests say that it is down."""
-    notary = Notary(settings.home, connect(settings.database_url, read_only=True), open_store(settings.store_url))
+    notary = Notary(settings, connect(settings.database_url, read_only=True), open_store(settings.store_url))
     path = settings.signer_socket
     with listen(path) as listener:
         log.info("the signer listens on %s", path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from dataclasses import dataclass
 
 from c2pa import Builder, C2paError, C2paSigningAlg, Signer
@@ -18,6 +19,7 @@ from provenance.manifest import PARENT, Manifest
 from provenance.report import TRUSTED, Report
 from provenance.verify import context, verify_bytes
 
+log = logging.getLogger("farm.signer")
 ALGORITHMS = {"es256": C2paSigningAlg.ES256, "ed25519": C2paSigningAlg.ED25519}
 
 
@@ -56,29 +58,61 @@ def _described(title: str) -> dict[str, str]:
     return {"title": title, "relationship": "parentOf", "label": PARENT}
 
 
+@dataclass(frozen=True, slots=True)
+class Stamps:
+    """Where the library asks for a time stamp, and whether a signature without one counts."""
+
+    url: str
+    required: bool = True
+
+
 class Signing:
     """Holds the library's signer, which calls back for each signature: the key itself never enters the library."""
 
-    def __init__(self, keys: Keys) -> None:
-        self.keys = keys
-        self._context = context(keys.root)
-        self._signer = Signer.from_callback(keys.sign, ALGORITHMS[keys.algorithm], keys.chain)
+    def __init__(self, keys: Keys, stamps: Stamps | None = None) -> None:
+        self.keys, self.stamps = keys, stamps
+        self._context = context(keys.trust)
+        self._bare = Signer.from_callback(keys.sign, ALGORITHMS[keys.algorithm], keys.chain)
+        self._signer = self._bare
+        if stamps is not None:
+            self._signer = Signer.from_callback(keys.sign, ALGORITHMS[keys.algorithm], keys.chain, stamps.url)
 
     def sign(self, manifest: Manifest, data: bytes, mime: str, parent: Parent | None = None) -> Signed:
-        out = io.BytesIO()
         try:
-            with Builder(manifest, context=self._context) as builder:
-                if parent is not None and parent.ingredient:
-                    builder.add_ingredient_from_archive(io.BytesIO(parent.ingredient))
-                elif parent is not None:
-                    builder.add_ingredient(_described(parent.title), parent.mime, io.BytesIO(parent.data))
-                store = builder.sign(self._signer, mime, io.BytesIO(data), out)
+            signed, store = self._build(self._signer, manifest, data, mime, parent)
+        except C2paError as error:
+            signed, store = self._build_bare(error, manifest, data, mime, parent)
+        return self._read_back(signed, mime, hashlib.sha256(store).hexdigest())
+
+    def _build(
+        self, signer: Signer, manifest: Manifest, data: bytes, mime: str, parent: Parent | None
+    ) -> tuple[bytes, bytes]:
+        out = io.BytesIO()
+        with Builder(manifest, context=self._context) as builder:
+            if parent is not None and parent.ingredient:
+                builder.add_ingredient_from_archive(io.BytesIO(parent.ingredient))
+            elif parent is not None:
+                builder.add_ingredient(_described(parent.title), parent.mime, io.BytesIO(parent.data))
+            store = builder.sign(signer, mime, io.BytesIO(data), out)
+        return out.getvalue(), store
+
+    def _build_bare(
+        self, met: C2paError, manifest: Manifest, data: bytes, mime: str, parent: Parent | None
+    ) -> tuple[bytes, bytes]:
+        """The library does not say whether it failed over the time stamp: it did if it succeeds without one."""
+        try:
+            if self.stamps is None:
+                raise met
+            made = self._build(self._bare, manifest, data, mime, parent)
         except C2paError as error:
             raise Fault(Cause.UNVERIFIED, f"the file could not be signed: {error}") from error
-        return self._read_back(out.getvalue(), mime, hashlib.sha256(store).hexdigest())
+        if self.stamps.required:
+            raise Fault(Cause.TIMESTAMP_DOWN, f"no time stamp for the signature: {met}") from met
+        log.error("signed without a time stamp: %s", met)
+        return made
 
     def _read_back(self, data: bytes, mime: str, manifest_sha256: str) -> Signed:
-        found = verify_bytes(data, mime, self.keys.root)
+        found = verify_bytes(data, mime, self.keys.trust)
         if found.verdict != TRUSTED or found.manifest_sha256 != manifest_sha256 or found.label is None:
             raise Fault(Cause.UNVERIFIED, f"read back as {found.verdict}: {found.sentence}")
         return Signed(data, mime, manifest_sha256, found.label)

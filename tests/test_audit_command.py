@@ -14,12 +14,13 @@ from sqlalchemy import Engine, func, select, text
 
 from farm import audit
 from farm.cli import _run
+from farm.config import Settings
 from farm.db import connect, reading, transact
 from farm.errors import Forbidden, Unavailable
 from farm.ports import Signer
 from farm.store import open_store
 from farm.tables import AUDIT_HEAD
-from provenance import heads, keys
+from provenance import heads, keyfiles, keys
 from provenance.notary import Notary
 
 
@@ -38,7 +39,7 @@ def log(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def signer(engine: Engine, home: Path) -> Signer:
-    return cast(Signer, Notary(home, engine, open_store(f"file://{home}/store")))
+    return cast(Signer, Notary(Settings(home=home), engine, open_store(f"file://{home}/store")))
 
 
 def write(engine: Engine, count: int, actor: str = "ann") -> None:
@@ -69,7 +70,7 @@ def test_signers_that_share_their_keys_sign_for_several_dispatchers_at_once(log:
 def test_a_signer_that_hangs_does_not_hold_up_another_for_ever(
     log: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(keyfiles, "PATIENCE_S", 0.05)
     with heads.alone(tmp_path), pytest.raises(Unavailable, match=r"another signer holds .*audit\.head\.lock"):
         audit.sign_head(log, signer(log, tmp_path))
     assert audit.sign_head(log, signer(log, tmp_path)) == 5

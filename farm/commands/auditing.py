@@ -33,12 +33,12 @@ def verify_audit(settings: Settings, public: Path | None, json_: bool) -> bool:
 def check(settings: Settings, public: Path | None) -> ChainReport:
     from farm import audit
     from farm.db import connect, reading
-    from provenance import heads, keys
+    from provenance import heads
 
     if public is not None and not public.is_file():
         raise BadInput(f"no file {public}", field="--trust", fix="give the farm's trust/audit.pem")
-    pem = keys.audit_trust(settings.home) if public is None else public.read_text()
-    is_ours = keys.audit_verifier(pem)
+    pem = heads.trust(settings.home) if public is None else public.read_text()
+    is_ours = heads.verifier(pem)
     kept = heads.read(settings.home / "trust" if public is None else public.parent)
     engine = connect(settings.database_url, read_only=True)
     try:

@@ -174,7 +174,9 @@ def _signer(settings: Settings) -> tuple[bool, str, str]:
 
     check_path(settings.signer_socket)
     health = SignerClient(settings.signer_socket, timeout=5.0).health()
-    return True, f"answers on {settings.signer_socket}, renews its key {health['renew_at'][:10]}", ""
+    stamps = health["timestamps"]
+    told = f"answers on {settings.signer_socket}, renews its key {health['renew_at'][:10]}, time stamps: {stamps}"
+    return not stamps.startswith("missing"), told, "see that the authority in FARM_TIMESTAMPS answers"
 
 
 def _ray(settings: Settings) -> tuple[bool, str, str]:

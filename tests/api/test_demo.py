@@ -101,7 +101,7 @@ class TriangleRenderer(FlatRenderer):
 def working(world: World, tmp_path: Path) -> Iterator[Farm]:
     """A dispatcher that works in a thread."""
     farm = world.farm
-    notary = Notary(tmp_path, farm.queue.engine, farm.store)
+    notary = Notary(Settings(home=tmp_path), farm.queue.engine, farm.store)
     ports = Ports(
         JobQueue(farm.queue.engine),
         TriangleRenderer(),

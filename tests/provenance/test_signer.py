@@ -23,7 +23,7 @@ from farm.errors import Conflict, Fault, NotFound
 from farm.job import Cause, State
 from farm.ports import Frame, Outcome, Stage
 from farm.tables import AuditHead, Decision, Job
-from provenance import client, keys, manifest
+from provenance import client, heads, keys, manifest
 from provenance.client import SignerClient
 from provenance.signer import listen
 from provenance.signing import Signing
@@ -370,7 +370,7 @@ def test_signs_audit_heads_that_are_in_the_chain(farm: Farm, refused: Refusal) -
     assert audit.sign_head(farm.engine, farm.signer) == 1
     with Session(farm.engine) as session:
         head = session.exec(select(AuditHead)).one()
-    is_ours = keys.audit_verifier(keys.audit_trust(farm.settings.home))
+    is_ours = heads.verifier(heads.trust(farm.settings.home))
     assert is_ours(1, head.sha256, head.signature)
     assert not is_ours(2, head.sha256, head.signature)
     assert not is_ours(1, "0" * 64, head.signature)

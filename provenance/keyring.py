@@ -1,0 +1,69 @@
+"""What a signer that runs signs with: the keys as they lie there now, and where time stamps come from."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+
+from farm.config import Settings
+from farm.errors import Fault
+from farm.job import Cause
+from provenance import keyfiles, keys, timestamps
+from provenance.keys import Keys
+from provenance.signing import Signing, Stamps
+from provenance.stamping import Outside, Responder
+
+
+class Keyring:
+    """Its methods may run in several threads, and several signers may share the keys."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.home, self._passphrase = settings.home, keyfiles.passphrase_of(settings)
+        self._lock = threading.Lock()
+        self._keys = keys.init(self.home, passphrase=self._passphrase)
+        self._outside = None if settings.timestamps in ("own", "off") else Outside(settings.timestamps)
+        self._responder = None if settings.timestamps == "off" else Responder(self._stamp)
+        required = settings.timestamps_are == "required"
+        self._stamps = Stamps(self._responder.url, required) if self._responder else None
+        self._take(self._keys)
+
+    @property
+    def signing(self) -> Signing:
+        """With a leaf that is not near its end, and with what lies there now: keys may be rotated, certificates
+        revoked and others trusted while a batch is signed."""
+        with self._lock:
+            if self._is_due() or keys.stamp_of(self.home) != self._seen:
+                self._take(keys.init(self.home, passphrase=self._passphrase))
+            if self._keys.leaf.not_valid_after_utc <= dt.datetime.now(dt.UTC):
+                raise Fault(Cause.SIGNER_FAILED, "the certificate that signs has ended: see `farm keys ls`")
+            return self._signing
+
+    def health(self) -> dict[str, str]:
+        """Fails while work would: for want of time stamps, or of a certificate that still holds."""
+        held, told = self.signing.keys, "off" if self._stamps is None else "ready"
+        if self._outside is not None:
+            try:
+                self._outside.check()
+            except Fault as fault:
+                if self._stamps is not None and self._stamps.required:
+                    raise
+                told = f"missing: {fault.detail}"
+        renewed = {"renew_at": held.renew_at.isoformat(), "timestamps": told}
+        return {"state": "ready", "algorithm": held.algorithm} | renewed
+
+    def close(self) -> None:
+        if self._responder is not None:
+            self._responder.close()
+
+    def _take(self, held: Keys) -> None:
+        self._seen = keys.stamp_of(self.home)
+        self._keys, self._signing = held, Signing(held, self._stamps)
+
+    def _is_due(self) -> bool:
+        return not keys.is_foreign(self._keys.leaf) and self._keys.renew_at <= dt.datetime.now(dt.UTC)
+
+    def _stamp(self, query: bytes) -> bytes:
+        if self._outside is not None:
+            return self._outside.answer(query)
+        held = self._keys
+        return timestamps.answer(query, held.stamp_key, list(held.stamp_chain), dt.datetime.now(dt.UTC))
