@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, insert, select, true, update
 
-from farm import audit, events, moves
+from farm import aftermath, audit, events, moves
 from farm.db import reading, transaction
 from farm.errors import BadInput, Conflict, NotFound, nearest
 from farm.job import State
@@ -148,6 +148,7 @@ class Control:
         self._turn(batch_id, "open", "paused", by, reason)
 
     def resume(self, batch_id: int, by: str, reason: str = "") -> None:
+        """What was judged by now does not pause it again."""
         self._turn(batch_id, "paused", "open", by, reason)
 
     @transaction
@@ -159,6 +160,8 @@ class Control:
         if batch.state == new:
             return
         values = {"state": new, "reason": reason, "updated_at": now}
+        if new == "open":
+            values["forgiven"] = aftermath.judged_so_far(connection)
         connection.execute(update(BATCH).where(BATCH.c.id == batch_id).values(values))
         deed = "pause" if new == "paused" else "resume"
         _batch_deed(connection, batch, f"batch_{new}", deed, by, reason, now)
@@ -185,6 +188,8 @@ class Control:
         row |= {"person": person, "reason": reason, "created_at": now}
         decision = int(connection.execute(insert(DECISION).values(row).returning(DECISION.c.id)).scalar_one())
         moves.apply(connection, [Move(job, DECIDED[outcome], reason)], now)
+        if outcome == "reject":
+            aftermath.follow_blocks(connection, [job_id], person, aftermath.REJECTS, now)
         audit.append(
             connection, job.project_id, person, outcome, f"job {job_id}", now, artifact=artifact_id, reason=reason
         )

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Select, bindparam, func, select, true, update
 from sqlalchemy.exc import IntegrityError
 
-from farm import events, hash_lists, licences, moves, rules, suspects, waiting
+from farm import aftermath, events, hash_lists, licences, moves, rules, suspects, waiting
 from farm.db import insert_many, reading, transaction, upsert
 from farm.errors import Fault
 from farm.job import CAUSES, RELEASES_CHILD, Cause, Payer, Spec, State, has_failed
@@ -170,6 +170,8 @@ class Leasing:
             if verdict.outcome is Outcome.BLOCK and verdict.stage is not Stage.PREVIEW
         }
         moves.apply(connection, list(blocked.values()), now)
+        if blocked:
+            aftermath.follow_blocks(connection, blocked, hash_lists.THE_GATE, aftermath.BLOCKS, now)
         late = [pair for pair in pairs if _key(*pair) not in known and pair[1].stage is not Stage.PREVIEW]
         _superseded(connection, (lease for lease, _ in late), "verdict", now)
         return [known.get(_key(*pair)) for pair in pairs]
@@ -194,6 +196,7 @@ class Leasing:
         held = self._held(connection, [result.lease for result in results])
         mine = {result.lease.job_id: result for result in results if result.lease.job_id in held}
         said = _said(connection, mine)
+        beside = aftermath.doubts_of(connection, mine)
         doubts, again = _doubts(said), _of_another_policy(said, rules.in_force(connection))
         fresh = {id_: one for id_, one in mine.items() if (id_, one.lease.attempt) not in again}
         going = [Move(held[id_], State.QUEUED, REJUDGED, now + rules.HEARD_S) for id_ in mine.keys() - fresh.keys()]
@@ -201,9 +204,9 @@ class Leasing:
         made = insert_artifacts(connection, rows)
         for job_id, result in fresh.items():
             attempt = (job_id, result.lease.attempt)
-            clear = result.outcome is Outcome.ALLOW and attempt not in doubts
+            clear = result.outcome is Outcome.ALLOW and attempt not in doubts and job_id not in beside
             state = State.PUBLISHED if clear else State.HELD
-            reason = doubts.get(attempt, "")
+            reason = doubts.get(attempt) or beside.get(job_id, "")
             going.append(Move(held[job_id], state, reason, verdict_id=result.verdict_id, artifact_id=made[job_id]))
         moves.apply(connection, going, now)
         late = [result for result in results if mine.get(result.lease.job_id) is not result]

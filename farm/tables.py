@@ -189,6 +189,15 @@ class Unfollowed(SQLModel, table=True):
     after: int = Field(sa_column=Column(BIG, nullable=False))  # the child up to which they have
 
 
+class Doubted(SQLModel, table=True):
+    """A job that a person sees first, whatever the gate says of it: one beside it was blocked."""
+
+    job_id: int = Field(sa_column=Column(BIG, primary_key=True, autoincrement=False))
+    project_id: str
+    reason: str
+    created_at: float
+
+
 class Verdict(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("job_id", "attempt", "stage", "subject", "policy", "lists", name="verdict_key"),
@@ -461,6 +470,7 @@ BAD_LINE = METADATA.tables["bad_line"]
 LANE = METADATA.tables["lane"]
 JOB = METADATA.tables["job"]
 UNFOLLOWED = METADATA.tables["unfollowed"]
+DOUBTED = METADATA.tables["doubted"]
 VERDICT = METADATA.tables["verdict"]
 POLICY = METADATA.tables["policy"]
 IN_FORCE = METADATA.tables["in_force"]

@@ -38,7 +38,7 @@ from tests.queue.conftest import Desk, verdict
 
 # What came after the first tables.
 NEWER_TABLES = ("acceptance", "drain", "gang", "hash_list", "in_force", "node", "policy", "progress", "quarantine")
-ALSO_NEWER_TABLES = ("shadow_verdict", "unfollowed")
+ALSO_NEWER_TABLES = ("doubted", "shadow_verdict", "unfollowed")
 NEWER_OF_VERDICT = ("pdq", "lists", "illegal")
 NEWER_INDEXES = ("job_batch", "job_project", "job_waits", "verdict_illegal", "verdict_said")
 START = (
