@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.commands import access, batches, demo, doctor, lists, models, policy, pool, verifying
+from farm.commands import access, batches, demo, doctor, in_force, lists, models, policy, pool, verifying
 from farm.commands.ending import told
 from farm.commands.output import say
 from farm.commands.session import open_store
@@ -247,6 +247,9 @@ app.add_typer(models.models, name="models")
 app.add_typer(access.access, name="access")
 app.add_typer(pool.pool, name="pool")
 policy.policy.add_typer(lists.lists, name="lists")
+policy.policy.command()(in_force.activate)
+policy.policy.command()(in_force.rescan)
+policy.policy.command()(in_force.ls)
 app.add_typer(policy.policy, name="policy")
 
 

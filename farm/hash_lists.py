@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, case, delete, func, select
 
@@ -16,7 +16,7 @@ from farm import audit, events, rules
 from farm.db import upsert
 from farm.digests import Read
 from farm.errors import BadInput, Conflict, NotFound, nearest
-from farm.ports import HashList, Lease, Stage, Verdict
+from farm.ports import HashList, Stage, Verdict
 from farm.tables import HASH_LIST, LIST_KINDS, VERDICT
 
 THE_GATE = "the gate"
@@ -111,11 +111,20 @@ def missing(connection: Connection) -> list[str]:
     return [row["name"] for row in shown(connection) if rules.ACTIVE in row["named_by"] and not row["entries"]]
 
 
-def report(connection: Connection, pairs: Iterable[tuple[Lease, Verdict]], now: float) -> None:
+class Of(Protocol):
+    @property
+    def project_id(self) -> str: ...
+    @property
+    def batch_id(self) -> int: ...
+    @property
+    def job_id(self) -> int: ...
+
+
+def report(connection: Connection, pairs: Iterable[tuple[Of, Verdict]], now: float) -> None:
     """What is on an illegal list, to the operators alone: on the record, and as an event that only they hear."""
-    for lease, verdict in pairs:
+    for of, verdict in pairs:
         if verdict.illegal:
             said: dict[str, Any] = {"list": verdict.concept, "stage": str(verdict.stage), "sha256": verdict.subject}
-            audit.append(connection, lease.project_id, THE_GATE, "illegal", f"job {lease.job_id}", now, **said)
-            about = {"batch_id": lease.batch_id, "job_id": lease.job_id}
-            events.append(connection, [events.event(lease.project_id, events.ILLEGAL, now, **about, **said)])
+            audit.append(connection, of.project_id, THE_GATE, "illegal", f"job {of.job_id}", now, **said)
+            about = {"batch_id": of.batch_id, "job_id": of.job_id}
+            events.append(connection, [events.event(of.project_id, events.ILLEGAL, now, **about, **said)])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Row, Select, bindparam, func, select, true, update
 from sqlalchemy.exc import IntegrityError
@@ -64,8 +64,8 @@ STORED = tuple(Stored.__dataclass_fields__)
 SPEC = ("model", "prompt", "seed", "width", "height", "steps", "guidance", "format", "edit")
 WANTED = [*moves.LOCKED, JOB.c.upload_id, *(JOB.c[name] for name in SPEC)]
 # Built once: what every group asks costs more to put together than to answer.
-KEY = ("job_id", "attempt", "stage", "subject", "policy", "lists")
-KNOWN = select(*(VERDICT.c[name] for name in (*KEY, "id"))).where(
+VERDICT_KEY = ("job_id", "attempt", "stage", "subject", "policy", "lists")
+KNOWN = select(*(VERDICT.c[name] for name in (*VERDICT_KEY, "id"))).where(
     VERDICT.c.job_id.in_(bindparam("jobs", expanding=True))
 )
 CLAIM = (
@@ -157,13 +157,14 @@ class Leasing:
         """
         now = self.clock()
         held = self._held(connection, [lease for lease, _ in pairs])
-        known = _known(connection, {lease.job_id for lease, _ in pairs})
+        known = known_verdicts(connection, {lease.job_id for lease, _ in pairs})
         fresh = {_key(*pair): pair for pair in pairs if pair[0].job_id in held and _key(*pair) not in known}
         if fresh:
-            rows = [_verdict_row(lease, verdict, gang, weights, now) for lease, verdict in fresh.values()]
+            made_by = {"gang": gang, "weights": weights}
+            rows = [verdict_row(lease, verdict, now) | made_by for lease, verdict in fresh.values()]
             insert_many(connection, VERDICT, rows)
             hash_lists.report(connection, fresh.values(), now)
-            known = _known(connection, {lease.job_id for lease, _ in pairs})
+            known = known_verdicts(connection, {lease.job_id for lease, _ in pairs})
         blocked = {
             lease.job_id: Move(held[lease.job_id], State.BLOCKED, verdict.reason or "blocked", verdict_id=known[key])
             for key, (lease, verdict) in fresh.items()
@@ -355,19 +356,26 @@ def _key(lease: Lease, verdict: Verdict) -> tuple[object, ...]:
     return lease.job_id, lease.attempt, str(verdict.stage), verdict.subject, verdict.policy, verdict.lists
 
 
-def _known(connection: Connection, jobs: Iterable[int]) -> dict[tuple[object, ...], int]:
+def known_verdicts(connection: Connection, jobs: Iterable[int]) -> dict[tuple[object, ...], int]:
     known: dict[tuple[object, ...], int] = {}
     for some in moves.chunks(jobs):
         known |= {tuple(key): id_ for *key, id_ in connection.execute(KNOWN, {"jobs": some})}
     return known
 
 
-def _verdict_row(lease: Lease, verdict: Verdict, gang: str, weights: str, now: float) -> dict[str, Any]:
+class Attempt(Protocol):
+    @property
+    def project_id(self) -> str: ...
+    @property
+    def job_id(self) -> int: ...
+    @property
+    def attempt(self) -> int: ...
+
+
+def verdict_row(of: Attempt, verdict: Verdict, now: float) -> dict[str, Any]:
     said = {name: getattr(verdict, name) for name in Verdict.__dataclass_fields__ if name != "shadow"}
-    made = {"project_id": lease.project_id, "job_id": lease.job_id, "attempt": lease.attempt, "created_at": now}
-    return (
-        said | made | {"stage": str(verdict.stage), "outcome": str(verdict.outcome), "gang": gang, "weights": weights}
-    )
+    said |= {"stage": str(verdict.stage), "outcome": str(verdict.outcome), "gang": "", "weights": ""}
+    return said | {"project_id": of.project_id, "job_id": of.job_id, "attempt": of.attempt, "created_at": now}
 
 
 def artifact_row(

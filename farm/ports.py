@@ -69,6 +69,23 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What is stored of one thing that was judged, from which it can be judged again."""
+
+    stage: Stage
+    subject: str
+    outcome: Outcome
+    reason: str
+    encoder: str
+    embedding: bytes | None = field(default=None, repr=False)
+    pdq: bytes | None = field(default=None, repr=False)
+    prompt: str = field(default="", repr=False)
+    width: int = 0
+    height: int = 0
+    file_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class HashList:
     """One imported list of hashes of known pictures."""
 

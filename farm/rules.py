@@ -79,11 +79,16 @@ def in_force(connection: Connection) -> tuple[str, str] | None:
 
 
 def read(connection: Connection, stands: Mapping[str, Standing]) -> Rules:
-    named = sorted({name for one in stands.values() for name in list_names(one.document)})
+    return rules_of(connection, stands[ACTIVE].document, stands[SHADOW].document if SHADOW in stands else "")
+
+
+def rules_of(connection: Connection, document: str, shadow: str = "") -> Rules:
+    """With the lists that they name, as far as these were imported."""
+    named = {name for one in (document, shadow) if one for name in list_names(one)}
     columns = [HASH_LIST.c[name] for name in ("name", "kind", "digests")]
-    rows = connection.execute(select(*columns).where(HASH_LIST.c.name.in_(named)).order_by(HASH_LIST.c.name))
-    lists = tuple(HashList(row.name, row.kind, bytes(row.digests)) for row in rows) if named else ()
-    return Rules(stands[ACTIVE].document, stands[SHADOW].document if SHADOW in stands else "", lists)
+    query = select(*columns).where(HASH_LIST.c.name.in_(sorted(named))).order_by(HASH_LIST.c.name)
+    rows = connection.execute(query) if named else ()
+    return Rules(document, shadow, tuple(HashList(row.name, row.kind, bytes(row.digests)) for row in rows))
 
 
 def put(
@@ -147,6 +152,14 @@ def find(connection: Connection, wanted: str) -> str:
         fix = "`farm policy ls` lists those that were in force; or name a file"
         raise NotFound(f"there is no file and no policy {wanted!r}", field="POLICY", fix=fix)
     return str(found[0].document)
+
+
+def ever(connection: Connection) -> list[dict[str, Any]]:
+    """Every policy that was in force or in shadow, the newest first, and which it is now."""
+    now = {row.policy: row.role for row in connection.execute(select(IN_FORCE).order_by(IN_FORCE.c.role.desc()))}
+    query = select(*(POLICY.c[name] for name in ("name", "hash", "person", "created_at")))
+    rows = connection.execute(query.order_by(POLICY.c.created_at.desc(), POLICY.c.hash)).mappings()
+    return [{"name": row["name"], "hash": row["hash"], "now": now.get(row["hash"], "")} | dict(row) for row in rows]
 
 
 def _locked(connection: Connection) -> dict[str, Row[Any]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.commands.output import as_json, clean, facts, say, table
+from farm.commands.output import as_json, clean, facts, moment, say, table
+from farm.commands.session import open_database
 from farm.errors import BadInput, FarmError
 
 if TYPE_CHECKING:
@@ -16,7 +19,9 @@ if TYPE_CHECKING:
 
 policy = typer.Typer(help="What the gate looks for, at which limits, and what follows.")
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-File = Annotated[str, typer.Argument(metavar="POLICY", help="A file.")]
+A_POLICY = "A file, or the hash of one that was in force once, or the beginning of it."
+File = Annotated[str, typer.Argument(metavar="POLICY", help=A_POLICY)]
+HEX = re.compile("[0-9a-f]{6,64}")
 
 
 @policy.command("check")
@@ -41,15 +46,24 @@ def check(file: File, json_: Json = False) -> None:
 
 
 @policy.command("show")
-def show(file: Annotated[str, typer.Argument(metavar="[POLICY]", help="A file.")] = "", json_: Json = False) -> None:
-    """Say what a policy looks for, at which limits, and what follows; left out: the one of the settings."""
+def show(file: Annotated[str, typer.Argument(metavar="[POLICY]", help=A_POLICY)] = "", json_: Json = False) -> None:
+    """Say what a policy looks for, at which limits, and what follows; left out: the one in force, or else
+    that of the settings."""
     found = opened(file)
     if json_:
         import json
 
         as_json({"hash": found.hash, "document": json.loads(found.document)})
         return
-    facts({"policy": found.name, "hash": found.hash, "about": found.about, **_after_a_block(found)})
+    facts(
+        {
+            "policy": found.name,
+            "hash": found.hash,
+            "in force": _in_force(found),
+            "about": found.about,
+            **_after_a_block(found),
+        }
+    )
     for title, rows in _tables(found).items():
         if rows:
             print(f"\n{title}")
@@ -58,7 +72,7 @@ def show(file: Annotated[str, typer.Argument(metavar="[POLICY]", help="A file.")
 
 @policy.command("diff")
 def diff(
-    before: Annotated[str, typer.Argument(metavar="BEFORE", help="A file.")],
+    before: Annotated[str, typer.Argument(metavar="BEFORE", help=A_POLICY)],
     after: Annotated[str, typer.Argument(metavar="AFTER", help="Another.")],
     json_: Json = False,
 ) -> None:
@@ -78,11 +92,34 @@ def diff(
 
 
 def opened(name: str) -> Policy:
-    """The policy in a file; without a name, the one of the settings."""
-    from farm import config
+    """The policy in a file, or one that was in force once, by its hash; without a name, the one in force, or else that
+    of the settings."""
+    from farm import config, rules
+    from farm.db import reading
+    from safety.policy import load, parse
+
+    settings = config.load()
+    if not name:
+        stands = rules.look(settings.database_url).get(rules.ACTIVE)
+        return parse(stands.document) if stands else load(settings.policy or None)
+    if not HEX.fullmatch(name) or Path(name).exists():
+        return load(name)
+    with open_database(settings) as engine, reading(engine) as connection:
+        return parse(rules.find(connection, name))
+
+
+def _in_force(found: Policy) -> str:
+    """Whether this is the policy that judges; and what to do where the settings name another."""
+    from farm import config, rules
     from safety.policy import load
 
-    return load(name or config.load().policy or None)
+    settings = config.load()
+    stands = rules.look(settings.database_url)
+    mine = [one for one in stands.values() if one.policy == found.hash]
+    said = [f"{one.role}, since {moment(one.created_at)}, by {one.person}" for one in mine] or ["no"]
+    if settings.policy and rules.ACTIVE in stands:
+        said.append(rules.differs(stands[rules.ACTIVE], load(settings.policy).document))
+    return "; ".join(word for word in said if word)
 
 
 def _doubts(found: Policy) -> list[str]:
