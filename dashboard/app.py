@@ -18,9 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.templating import Jinja2Templates
 
-from dashboard import live, pages
+from dashboard import live, pages, verifying
 from dashboard.auth import SignInFirst
 from farm.access import Access
+from farm.checking import Checker
 from farm.errors import BadInput, FarmError, NotFound
 from farm.insights import Insights
 from farm.job_queue import JobQueue
@@ -30,12 +31,13 @@ HERE = Path(__file__).parent
 BACKTICKS = re.compile("`([^`]+)`")
 
 
-def mount(app: FastAPI, *, access: Access, insights: Insights, queue: JobQueue, store: Store) -> None:
+def mount(app: FastAPI, *, access: Access, insights: Insights, queue: JobQueue, store: Store, checker: Checker) -> None:
     templates = Jinja2Templates(HERE / "templates")
     templates.env.filters |= {"iso": _iso, "day": _day, "code": _code}
-    app.state.pages = pages.Pages(access, insights, queue, store, templates)
+    app.state.pages = pages.Pages(access, insights, queue, store, checker, templates)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.include_router(pages.router, include_in_schema=False)
+    app.include_router(verifying.router, include_in_schema=False)
     app.include_router(live.router, include_in_schema=False)
     _send_to_sign_in(app)
     _show_errors_as_pages(app)

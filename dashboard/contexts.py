@@ -7,14 +7,16 @@ batch     batch (BatchView), runs (may this person steer it), jobs (records of I
           None), more (to page on from)
 job       job (the record of Insights.job), verdict (of its frame or prompt), picture (may this person see it),
           scores (and the gate's figures)
+verify    found (the report of the file that was sent, or None), name (what it is called), steps (its ancestors)
 signin    wrong (why the last try failed, or None), after (where to go then)
 error     problem (an RFC 9457 document)
-All but signin and error also get: person (who looks), here (which page, for the menu)
+Each also gets verify_public (may anyone verify files here); all but signin and error get person (who looks; on the
+page verify maybe None) and here (which page, for the menu)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,8 @@ BAR = (
     State.QUEUED,
     State.WAITING,
 )
+
+DEEPEST = 5  # step to the right in a tree of ancestors
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +80,8 @@ def page_on(records: list[dict[str, Any]], limit: int) -> tuple[list[dict[str, A
     """One more than a page was asked for: what the page shows, and where the next one starts, if there is one."""
     shown = records[:limit]
     return shown, shown[-1]["id"] if len(records) > limit else None
+
+
+def steps(ancestors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The ancestors of a file, with how far each stands in from the left: on a phone there is not much room."""
+    return [{**one, "indent": min(one["depth"], DEEPEST)} for one in ancestors]

@@ -16,6 +16,7 @@ from starlette.templating import Jinja2Templates
 from dashboard import contexts
 from dashboard.auth import COOKIE, local_path, person, same_site
 from farm.access import Access, Deed, KeyView, faults_for, may, may_see, require
+from farm.checking import Checker
 from farm.errors import RETRY_AFTER_S, BadInput, FarmError, Fault, NotFound, Unavailable, nearest
 from farm.insights import Insights
 from farm.job import State
@@ -44,6 +45,7 @@ class Pages:
     insights: Insights
     queue: JobQueue
     store: Store
+    checker: Checker
     templates: Jinja2Templates
 
 
@@ -62,6 +64,7 @@ Person = Annotated[KeyView, Depends(the_person)]
 
 def render(request: Request, template: str, status: int = 200, **context: Any) -> Response:
     templates = the_pages(request).templates
+    context["verify_public"] = the_pages(request).checker.public
     return templates.TemplateResponse(request, template, context, status_code=status, headers=HEADERS)
 
 

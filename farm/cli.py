@@ -123,10 +123,12 @@ def build_api(settings: Settings) -> FastAPI:
     from farm.access import Access
     from farm.api import create_app
     from farm.api.callers import Farm
+    from farm.checking import Checker
     from farm.commands.beforehand import default_model, ready_models
     from farm.db import connect, migrate
     from farm.insights import Insights
     from farm.job_queue import JobQueue
+    from provenance.desk import VerifyingDesk
     from provenance.limited import LimitedVerifier
 
     engine = connect(settings.database_url)
@@ -135,9 +137,11 @@ def build_api(settings: Settings) -> FastAPI:
     store = open_store(settings)
     examiner = LimitedVerifier("")  # whether a picture is whole does not depend on who is trusted
     default = default_model(settings, ready_models(settings))
-    farm = Farm(settings, queue, access, insights, store, catalogue(), default, examiner)
+    desk = VerifyingDesk(settings.home)
+    checker = Checker(desk.told, engine, max_bytes=settings.max_upload_mb << 20, public=settings.verify_public)
+    farm = Farm(settings, queue, access, insights, store, catalogue(), default, examiner, checker=checker)
     api = create_app(farm)
-    mount(api, access=access, insights=insights, queue=queue, store=store)
+    mount(api, access=access, insights=insights, queue=queue, store=store, checker=checker)
     return api
 
 

@@ -139,3 +139,17 @@ def test_a_database_that_is_away_keeps_nobody_from_verifying(
     told = capsys.readouterr()
     assert told.err.count("is left out") == 1
     assert [json.loads(line)["state"] for line in told.out.splitlines()] == [None, None]
+
+
+def test_what_this_farm_revoked_is_not_trusted_any_more(
+    folder: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["verify", str(folder / "b.png"), "--json"]) == 0
+    serial = rows(capsys)[0]["serial"]
+    (home / "trust" / "revoked.json").write_text(json.dumps([{"serial": serial, "since": 0}]))
+    assert _run(["verify", str(folder / "b.png"), "--json"]) == 1
+    (row,) = rows(capsys)
+    assert (row["verdict"], row["meanings"]) == (
+        "Invalid",
+        {"signingCredential.revoked": "the certificate was revoked"},
+    )

@@ -10,7 +10,7 @@ from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 
-from farm.api import batches, health, jobs, live, pool, problems, uploads
+from farm.api import batches, health, jobs, live, pool, problems, uploads, verify
 from farm.api.callers import Farm, no_unknown_parameters
 
 OPENERS = 4  # pictures of strangers that are opened at the same time, each in a child of its own
@@ -28,7 +28,7 @@ def create_app_for_schema() -> FastAPI:
     app = FastAPI(title="Farm", docs_url=None, redoc_url=None, lifespan=_lifespan)
     problems.install(app)
     api = APIRouter(prefix="/api", dependencies=[Depends(no_unknown_parameters)])
-    for module in (uploads, batches, jobs, live, pool):
+    for module in (uploads, batches, jobs, live, pool, verify):
         api.include_router(_told(module.router))
     app.include_router(api)
     app.include_router(_told(health.router))

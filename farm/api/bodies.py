@@ -12,6 +12,7 @@ from anyio.to_thread import run_sync
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from farm.checking import refuse_large
 from farm.errors import BadInput, TooLarge, TooSlow, Unavailable
 
 IN_MEMORY = 1 << 20  # a larger body goes to the disk while it comes
@@ -19,6 +20,7 @@ IDLE_S = 30.0  # a sender that says nothing for so long is let go
 
 
 async def chunks(request: Request, limit: int, what: str) -> AsyncIterator[bytes]:
+    refuse_large(request.headers.get("content-length"), limit, what)
     size, stream = 0, request.stream()
     while True:
         try:

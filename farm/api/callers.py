@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
 
 from farm.access import Access, Deed, KeyView, require
+from farm.checking import Checker
 from farm.config import Settings
 from farm.errors import BadInput, Unauthorized, nearest
 from farm.insights import Insights
@@ -28,6 +29,7 @@ class Farm:
     store: Store
     catalogue: Mapping[str, ModelCard]
     default_model: str | None = None
+    checker: Checker = field(kw_only=True)
     examiner: Examiner | None = None  # of uploads; without one the signer alone refuses what it cannot sign
 
 

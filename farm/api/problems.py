@@ -19,9 +19,11 @@ FIXES = {
     404: "see /openapi.json for the routes",
     405: "see /openapi.json for what this route takes",
 }
+CLOSED = {"Connection": "close"}  # what comes later is the rest of a body that nobody reads
 HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
-    408: {"Connection": "close"},  # what comes later is the rest of a body that nobody reads
+    408: CLOSED,
+    413: CLOSED,
     503: {"Retry-After": str(RETRY_AFTER_S)},
 }
 log = logging.getLogger("farm.api")

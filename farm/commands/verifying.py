@@ -74,6 +74,7 @@ def _trust_lists(settings: Settings, given: list[Path]) -> TrustLists:
 
 
 def _files(settings: Settings, paths: list[str], lists: TrustLists) -> Iterator[dict[str, Any]]:
+    from provenance import keys
     from provenance.verify import MAX_FILE, verify_files
 
     known = _Known(settings)
@@ -83,7 +84,7 @@ def _files(settings: Settings, paths: list[str], lists: TrustLists) -> Iterator[
             spooled.write_bytes(sys.stdin.buffer.read(MAX_FILE + 1))
         places = [spooled if path == "-" else _there(Path(path)) for path in paths]
         total = sum(1 for _ in _pictures(places)) if sys.stderr.isatty() else 0  # for the bar alone
-        found = verify_files(_pictures(places), _joined(lists))
+        found = verify_files(_pictures(places), _joined(lists), keys.revoked(settings.home))
         for file in progress(found, total, "Verifying"):
             shown = "-" if file.path == spooled else str(file.path)
             yield _row(shown, file.report, lists, known.state(file.sha256))
@@ -135,13 +136,15 @@ class _Known:
 
 def _published(settings: Settings, lists: TrustLists) -> Iterator[dict[str, Any]]:
     """Straight from the database and the store, so that it works while the farm is stopped."""
+    from provenance import keys
     from provenance.limited import LimitedVerifier
+    from provenance.revoking import revoke
 
-    store = open_store(settings)
+    store, revoked = open_store(settings), keys.revoked(settings.home)
     with LimitedVerifier(_joined(lists)) as verifier:
         for artifact in published_artifacts(settings):
             shown = f"{settings.store_url}#{artifact['key']}"
-            found = _stored(verifier, store, artifact)
+            found = revoke(_stored(verifier, store, artifact), revoked)
             yield _row(shown, found, lists, artifact["state"]) | {"job": artifact["job_id"]}
 
 

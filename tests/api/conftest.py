@@ -20,6 +20,7 @@ from PIL import Image
 from farm.access import Access
 from farm.api import create_app
 from farm.api.callers import Farm
+from farm.checking import Checker
 from farm.cli import main
 from farm.config import Settings
 from farm.db import connect, migrate
@@ -28,6 +29,7 @@ from farm.job import State
 from farm.job_queue import Finished, JobQueue
 from farm.ports import Outcome, Stage, Verdict
 from farm.store import open_store
+from provenance.desk import VerifyingDesk
 from provenance.limited import LimitedVerifier
 from tests.cards import CATALOGUE
 
@@ -115,7 +117,10 @@ def world_on(url: str, home: Path, examiner: LimitedVerifier | None = None) -> I
     access = Access(engine)
     settings = Settings(home=home, max_upload_mb=1, max_pixels_in=10_000)
     store = open_store(f"file://{home}/store")
-    farm = Farm(settings, JobQueue(engine), access, Insights(engine), store, CATALOGUE, "tiny", examiner)
+    desk = VerifyingDesk(home)
+    checker = Checker(desk.told, engine, max_bytes=settings.max_upload_mb << 20, public=False)
+    read, cards = Insights(engine), CATALOGUE
+    farm = Farm(settings, JobQueue(engine), access, read, store, cards, "tiny", examiner, checker=checker)
     with TestClient(create_app(farm)) as client:
         world = World(client, farm)
         for project in ("ours", "theirs"):
@@ -123,6 +128,7 @@ def world_on(url: str, home: Path, examiner: LimitedVerifier | None = None) -> I
             for role in ("submitter", "reviewer", "operator"):
                 world.keys[f"{project}/{role}"] = access.create_key(project, role, role)
         yield world
+    desk.close()
     engine.dispose()
 
 

@@ -18,7 +18,7 @@ __all__ = ["examiner", "pages", "world"]
 def pages(world: World) -> Iterator[World]:
     farm = world.farm
     app = create_app(farm)
-    mount(app, access=farm.access, insights=farm.insights, queue=farm.queue, store=farm.store)
+    mount(app, access=farm.access, insights=farm.insights, queue=farm.queue, store=farm.store, checker=farm.checker)
     with TestClient(app, headers={"accept": "text/html"}, follow_redirects=False) as client:
         world.client = client
         yield world

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
 
 from dashboard.app import mount
 from farm import events
@@ -22,7 +22,10 @@ from farm.api import create_app
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Outcome
+from provenance import keys
+from provenance.signing import Parent, Signing
 from tests.api.conftest import World, world
+from tests.provenance.test_verify import MANIFEST, encoded, sign_unread
 
 __all__ = ["world"]
 pytestmark = pytest.mark.browser
@@ -57,7 +60,7 @@ def site(world: World) -> Iterator[Site]:
     """The farm's pages on a free port of the loopback, with a batch in many states."""
     farm = world.farm
     app = create_app(farm)
-    mount(app, access=farm.access, insights=farm.insights, queue=farm.queue, store=farm.store)
+    mount(app, access=farm.access, insights=farm.insights, queue=farm.queue, store=farm.store, checker=farm.checker)
     batch, held = fill(world)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1)
@@ -139,6 +142,30 @@ def test_every_page_is_drawn_without_complaint(
         assert not cut, f"{name} hides part of a table on a {device}"
     page.close()
     assert [text for text in complaints if "404" not in text] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("device", "width"), [("desktop", 1280), ("phone", 390)])
+def test_a_chosen_picture_is_verified_at_once(
+    browser: Browser, site: Site, scheme: str, device: str, width: int
+) -> None:
+    """A child of the seventh edit of a damaged picture, for whoever comes by."""
+    site.world.farm.checker.public = True
+    signing = Signing(keys.init(site.world.farm.settings.home))
+    data = signing.sign(MANIFEST, encoded("png"), "image/png").data
+    data = data[:-30] + bytes([data[-30] ^ 1]) + data[-29:]
+    for turn in range(7):
+        data = sign_unread(signing, encoded("png", turn), "image/png", Parent(data, "image/png", f"picture {turn}"))
+    page, complaints = watched(browser, color_scheme=scheme, viewport={"width": width, "height": 900})
+    page.goto(f"{site.url}/verify")
+    page.screenshot(path=SHOTS / f"verify-empty-{device}-{scheme}.png", full_page=True)
+    chosen: FilePayload = {"name": "a child.png", "mimeType": "image/png", "buffer": data}
+    page.get_by_label("Drop a picture").set_input_files(chosen)
+    expect(page.get_by_role("heading", name="SuspectAncestor")).to_be_visible()
+    page.screenshot(path=SHOTS / f"verify-{device}-{scheme}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+    assert complaints == []
 
 
 def test_a_batch_page_follows_its_batch_without_being_loaded_again(browser: Browser, site: Site) -> None:

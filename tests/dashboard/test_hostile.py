@@ -30,7 +30,7 @@ def hostile(database_url: str, tmp_path: Path) -> Iterator[World]:
     with world_on(database_url, tmp_path) as world:
         farm = world.farm
         app: Any = world.client.app
-        mount(app, access=farm.access, insights=farm.insights, queue=farm.queue, store=farm.store)
+        mount(app, access=farm.access, insights=farm.insights, queue=farm.queue, store=farm.store, checker=farm.checker)
         app.state.stopping.set()  # a stream that is opened ends at once
         world.client = TestClient(app, raise_server_exceptions=False, follow_redirects=False)
         world.client.cookies.set(COOKIE, world.keys["ours/operator"])

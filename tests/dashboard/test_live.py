@@ -19,7 +19,7 @@ __all__ = ["address", "world"]
 def live(world: World, request: pytest.FixtureRequest) -> str:
     farm = world.farm
     app: Any = world.client.app
-    mount(app, access=farm.access, insights=farm.insights, queue=farm.queue, store=farm.store)
+    mount(app, access=farm.access, insights=farm.insights, queue=farm.queue, store=farm.store, checker=farm.checker)
     return f"{request.getfixturevalue('address')}/live"
 
 

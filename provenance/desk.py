@@ -1,0 +1,53 @@
+"""Verifies what strangers bring, against the farm's own trust list and list of revoked certificates as they are now."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from farm.errors import Fault, Unavailable
+from farm.job import Cause
+from provenance import keys
+from provenance.limited import OVERLOADED, LimitedVerifier
+from provenance.revoking import revoke
+from provenance.verify import told
+
+
+class VerifyingDesk:
+    """May be asked from several threads: each has a child of its own, which serves again when it is done."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._lock = threading.Lock()
+        self._idle: list[LimitedVerifier] = []
+
+    def told(self, data: bytes) -> dict[str, Any]:
+        try:
+            trust = keys.trust(self.home)
+        except Unavailable as error:  # where it should lie is for the farm's own log
+            raise Fault(Cause.SIGNER_DOWN, str(error)) from error
+        verifier = self._take(trust)
+        try:
+            found = verifier.verify(data)
+        finally:
+            with self._lock:
+                self._idle.append(verifier)
+        if OVERLOADED in found.codes:
+            raise Fault(Cause.OVERLOADED, f"a file was not verified: {found.sentence}")
+        return told(revoke(found, keys.revoked(self.home)), [("this farm", trust)])
+
+    def close(self) -> None:
+        with self._lock:
+            for verifier in self._idle:
+                verifier.close()
+            self._idle.clear()
+
+    def _take(self, trust: str) -> LimitedVerifier:
+        with self._lock:
+            while self._idle:
+                verifier = self._idle.pop()
+                if verifier.trust == trust:
+                    return verifier
+                verifier.close()
+        return LimitedVerifier(trust)
