@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
+# Two processes with a thread each; tests/sharing.py says what stays together.
+SPREAD := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope
 
 .PHONY: demo up test test-all chaos chaos-cluster check lint types contracts format clean
 
@@ -12,10 +14,10 @@ up: .venv/ready
 	$(BIN)/farm up
 
 test: .venv/ready
-	$(BIN)/pytest -m "not slow" --durations=20
+	$(SPREAD) -m "not slow" --durations=20
 
 test-all: .venv/ready
-	$(BIN)/pytest
+	$(SPREAD)
 
 chaos: .venv/ready
 	$(BIN)/python -m tests.chaos --kills 100

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -15,11 +16,16 @@ from sqlalchemy import create_engine, make_url, text
 from benchmarks import postgres
 from farm.db import connect, migrate
 from farm.tables import METADATA
+from tests.sharing import ByFile
 
 settings.register_profile("farm", deadline=None)  # a busy machine is not a defect
 settings.load_profile("farm")
 
 _numbers = itertools.count(1)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
