@@ -20,6 +20,7 @@ from tests.sharing import ByFile
 
 settings.register_profile("farm", deadline=None)  # a busy machine is not a defect
 settings.load_profile("farm")
+os.environ.pop("COLUMNS", None)  # pytest's workers are given one; tables are as wide as they like
 
 _numbers = itertools.count(1)
 
