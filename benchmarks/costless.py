@@ -79,6 +79,9 @@ class Signer:
     def sign_preview(self, lease: Lease, frame: Frame) -> Signed:
         return self.sign(lease, frame)
 
+    def sign_blocked(self, lease: Lease, frame: Frame) -> Signed:
+        return self.sign(lease, frame)
+
     def sign_audit_head(self, seq: int, sha256: str) -> str:
         return sha256
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.commands import access, batches, demo, doctor, in_force, lists, models, policy, pool, verifying
+from farm.commands import access, batches, demo, doctor, in_force, lists, models, policy, pool, quarantine, verifying
 from farm.commands.ending import told
 from farm.commands.output import say
 from farm.commands.session import open_store
@@ -157,8 +157,10 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     from farm.job_queue import JobQueue
     from farm.licences import asked
     from farm.pipeline import Ports
+    from farm.quarantine import Quarantine
     from farm.rules import Herald
     from farm.scratch import SCRATCH, Scratch
+    from farm.sealed import public_path
     from provenance.client import SignerClient
     from safety import places
     from safety.policy import load
@@ -170,16 +172,19 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     renderer = Pool(settings, catalogue())
     renderer.start()
     store = open_store(settings)
+    key = Path(settings.quarantine_key) if settings.quarantine_key else public_path(settings.home)
+    signer = SignerClient(settings.signer_socket)
     policy = settings.policy and str(Path(settings.policy).absolute())  # Ray's workers live in another folder
     ports = Ports(
         queue=JobQueue(engine, licences=asked(catalogue())),
         renderer=renderer,
         gate=RemoteGate(settings, "safety.gate:load_gate", [policy, places.whole(settings.encoder)]),
-        signer=SignerClient(settings.signer_socket),
+        signer=signer,
         verifier=OwnVerifier(settings.home),
         store=store,
         retry_s=settings.retry_s,
         max_pixels_in=settings.max_pixels_in,
+        quarantine=Quarantine(engine, store, signer, key),
         scratch=Scratch(settings.home / SCRATCH),
         probes={
             Cause.SIGNER_DOWN: SignerClient(settings.signer_socket, timeout=PROBE_S).health,
@@ -251,6 +256,7 @@ app.add_typer(models.models, name="models")
 app.add_typer(access.access, name="access")
 app.add_typer(pool.pool, name="pool")
 policy.policy.add_typer(lists.lists, name="lists")
+policy.policy.add_typer(quarantine.quarantine, name="quarantine")
 policy.policy.command()(in_force.activate)
 policy.policy.command()(in_force.rescan)
 policy.policy.command()(in_force.ls)

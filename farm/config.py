@@ -136,6 +136,11 @@ class Settings(BaseSettings):
     )
     key: str = Field("", description="the CLI's API key; empty: the one under home")
     project: str = Field("default", description="project of the first key")
+    quarantine_key: str = Field(
+        "",
+        description="public key (X25519, PEM) for which blocked pixels that a policy keeps are encrypted;"
+        " empty: the one that `farm up` makes under home",
+    )
     signer: str = Field("", description="the signer's Unix socket; empty: under home")
     passphrase_file: str = Field(
         "", description="file whose one line encrypts the signer's keys where they rest; empty: they are not encrypted"

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
-from farm import audit, events, scheduler, waiting
+from farm import audit, events, quarantine, scheduler, waiting
 from farm.errors import Fault
 from farm.job import CAUSES, OF_MODEL, Cause, Payer
 from farm.outages import FARM, SEEN_BY, Outages
@@ -220,7 +220,9 @@ class Dispatcher:
         self._forget()
 
     def _purge(self) -> None:
+        """What must leave the store: illegal pictures at once, kept ones when their time is over."""
         began = self.clock()
+        quarantine.expire(self.queue.engine, self.ports.store, began)
         if gone := purge(self.queue.engine, self.ports.store, self.purged_from):
             log.warning("%d files of illegal pictures left the store", gone)
         self.purged_from = began - OVERLAP_S

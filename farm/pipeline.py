@@ -35,6 +35,7 @@ from farm.ports import (
     Verifier,
     ignore,
 )
+from farm.quarantine import Quarantine
 from farm.scratch import Scratch
 from farm.suspects import STRIKES, Suspects, pause_s
 
@@ -43,6 +44,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+NOTHING: Mapping[int, Rendered] = {}
 LOST = Fault(Cause.LEASE_LOST, "cancelled, or taken back, while it was drawn")
 
 
@@ -56,6 +58,7 @@ class Ports:
     store: Store
     retry_s: float = 5.0
     max_pixels_in: int = 50_000_000
+    quarantine: Quarantine | None = None  # without one, what is blocked is discarded whatever the policy says
     scratch: Scratch | None = None  # that of the renderer, of which the dispatcher clears what has ended
     probes: Mapping[Cause, Callable[[], object]] = field(default_factory=dict)  # quick; each raises if this is so
 
@@ -169,7 +172,7 @@ class Group:
         return [
             Passed(lease, drawn[lease.job_id].frame, verdict_id, verdict.outcome)
             for (gang, weights), some in groupby(sorted(verdicts, key=maker), maker)  # one, unless it died in between
-            for lease, verdict, verdict_id in self.commit(list(some), gang=gang, weights=weights)
+            for lease, verdict, verdict_id in self.commit(list(some), drawn, gang=gang, weights=weights)
         ]
 
     def sign_and_store(self, item: Passed) -> Finished | None:
@@ -220,12 +223,22 @@ class Group:
         return alive
 
     def commit(
-        self, verdicts: Sequence[tuple[Lease, Verdict]], *, gang: str = "", weights: str = ""
+        self,
+        verdicts: Sequence[tuple[Lease, Verdict]],
+        drawn: Mapping[int, Rendered] = NOTHING,
+        *,
+        gang: str = "",
+        weights: str = "",
     ) -> list[tuple[Lease, Verdict, int]]:
-        """Write the verdicts; go on with those that neither block nor came too late."""
+        """Write the verdicts; go on with those that neither block nor came too late. What was drawn and is blocked may
+        be kept in quarantine."""
         if not verdicts:
             return []
         ids = self.ports.queue.record(verdicts, gang=gang, weights=weights)
+        for (lease, verdict), verdict_id in zip(verdicts, ids, strict=True):
+            keeper = self.ports.quarantine if verdict.outcome is Outcome.BLOCK and lease.job_id in drawn else None
+            if keeper is not None and verdict_id is not None:
+                keeper.keep(lease, drawn[lease.job_id].frame, verdict, verdict_id)
         return [
             (lease, verdict, verdict_id)
             for (lease, verdict), verdict_id in zip(verdicts, ids, strict=True)

@@ -292,6 +292,10 @@ class Signer(Protocol):
         """The same for a preview, of an attempt of which the gate has doubted nothing."""
         ...
 
+    def sign_blocked(self, lease: Lease, frame: Frame) -> Signed:
+        """The frame for which a job was blocked, where the policy keeps it in quarantine, and as what it is."""
+        ...
+
     def sign_audit_head(self, seq: int, sha256: str) -> str:
         """A detached signature (base64) over the head of the audit chain."""
         ...

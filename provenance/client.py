@@ -42,6 +42,9 @@ class SignerClient:
     def sign_preview(self, lease: Lease, frame: Frame) -> Signed:
         return self._sign("/sign-preview", lease, frame)
 
+    def sign_blocked(self, lease: Lease, frame: Frame) -> Signed:
+        return self._sign("/sign-blocked", lease, frame)
+
     def approve(self, job_id: int, decision_id: int) -> Signed:
         """The held artifact of an approved job, with the signed step that records the approval."""
         return _signed(self._ask("POST", "/approve", {"job_id": job_id, "decision_id": decision_id}))

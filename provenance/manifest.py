@@ -22,7 +22,7 @@ from importlib.metadata import version
 from typing import Any
 
 from farm.job import FORMATS
-from farm.ports import Stage
+from farm.ports import Outcome, Stage
 from farm.tables import Decision, Job, Verdict
 
 Manifest = dict[str, Any]
@@ -48,7 +48,8 @@ def made(job: Job, verdict: Verdict, source: str, salt: bytes, when: dt.datetime
         actions = [{"action": "c2pa.created", "description": "Text to image"} | does]
     own = [_created("org.renderfarm.generation", generation(job, verdict, salt)), _verdict(verdict)]
     made = _manifest(job, [_actions(actions), *own, _mining()])
-    return made | {"title": f"{job.id}-preview.{job.format}"} if verdict.stage == Stage.PREVIEW else made
+    kind = "-preview" if verdict.stage == Stage.PREVIEW else "-blocked" if verdict.outcome == Outcome.BLOCK else ""
+    return made | {"title": f"{job.id}{kind}.{job.format}"}
 
 
 def approved(job: Job, verdict: Verdict, decision: Decision, when: dt.datetime) -> Manifest:

@@ -44,6 +44,10 @@ class Notary:
         """Of a picture that is still drawn."""
         return self._sign(records.preview_claim(self.engine, job_id, attempt, owner, frame), frame)
 
+    def sign_blocked(self, job_id: int, attempt: int, frame: Frame) -> Signed:
+        """Of a picture that is kept in quarantine."""
+        return self._sign(records.blocked_claim(self.engine, job_id, attempt, frame), frame)
+
     def _sign(self, claim: Claim, frame: Frame) -> Signed:
         parent, found = self._fetch(claim.parent) if claim.parent else (None, None)
         source = manifest.source_type(found.source if found else None, edits=parent is not None)

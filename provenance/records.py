@@ -5,7 +5,7 @@ Whatever is not on record is refused: the asker's word counts for nothing but wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,9 +18,11 @@ from farm.errors import Forbidden, NotFound
 from farm.job import FORMATS, State
 from farm.ports import Frame, Outcome, Stage
 from farm.progress import doubted
-from farm.tables import Artifact, Audit, Decision, Job, Upload, Verdict
+from farm.quarantine import days_of
+from farm.tables import Artifact, Audit, Decision, Job, Policy, Upload, Verdict
 
 Row = TypeVar("Row", bound=SQLModel)
+HELD_TOO = (State.PUBLISHED, State.HELD)
 SIGNABLE = (Outcome.ALLOW, Outcome.REVIEW)
 
 
@@ -76,6 +78,21 @@ def preview_claim(engine: Engine, job_id: int, attempt: int, owner: str, frame: 
         if judged.outcome != Outcome.ALLOW or connection.execute(select(doubted(job_id))).scalar_one():
             raise Refused(f"the gate did not allow this preview of job {job_id}, or doubts the job")
         return Claim(job, judged, _edited(connection, job))
+
+
+def blocked_claim(engine: Engine, job_id: int, attempt: int, frame: Frame) -> Claim:
+    """That for a frame for which its job was blocked, where the policy that did so keeps it."""
+    with reading(engine) as connection:
+        job = _get(connection, Job, job_id)
+        if job is None or (job.state, job.attempt) != (State.BLOCKED, attempt) or job.verdict_id is None:
+            raise Refused(f"job {job_id} was not blocked in attempt {attempt}")
+        verdict = _get(connection, Verdict, job.verdict_id)
+        if verdict is None or (verdict.stage, verdict.subject) != (Stage.FRAME, frame.sha256):
+            raise Refused(f"job {job_id} was not blocked for these pixels")
+        policy = _get(connection, Policy, verdict.policy)
+        if verdict.illegal or policy is None or not days_of(policy.document, verdict.concept):
+            raise Refused(f"the policy does not keep what it blocked of job {job_id}")
+        return Claim(job, verdict, _edited(connection, job, HELD_TOO))  # what it edited may be held for it
 
 
 def approval(engine: Engine, job_id: int, decision_id: int) -> Approval:
@@ -149,14 +166,14 @@ def _verdict(connection: Connection, job: Job, attempt: int, subject: str) -> Ve
     return judged
 
 
-def _edited(connection: Connection, job: Job) -> ParentFile | None:
-    parent = _parent(connection, job)
+def _edited(connection: Connection, job: Job, states: Collection[State] = (State.PUBLISHED,)) -> ParentFile | None:
+    parent = _parent(connection, job, states)
     if job.edit and parent is None:
         raise Refused(f"job {job.id} is an edit without a parent")
     return parent
 
 
-def _parent(connection: Connection, job: Job) -> ParentFile | None:
+def _parent(connection: Connection, job: Job, states: Collection[State]) -> ParentFile | None:
     if job.upload_id is not None:
         upload = _get(connection, Upload, job.upload_id)
         if upload is None or upload.project_id != job.project_id:
@@ -165,7 +182,7 @@ def _parent(connection: Connection, job: Job) -> ParentFile | None:
     if job.parent_job_id is None:
         return None
     parent = _get(connection, Job, job.parent_job_id)
-    if parent is not None and parent.state != State.PUBLISHED:
+    if parent is not None and parent.state not in states:
         raise Refused(f"job {parent.id}, which job {job.id} edits, is {parent.state}")
     artifact = _get(connection, Artifact, parent.artifact_id) if parent and parent.artifact_id else None
     if artifact is None or artifact.project_id != job.project_id or artifact.verified_at is None:

@@ -2,6 +2,7 @@
 
     POST /sign          job_id attempt owner width height, body: RGB pixels -> the signed file
     POST /sign-preview  the same, of a small picture of a job that is still drawn
+    POST /sign-blocked  the same, of a frame that was blocked and that the policy keeps in quarantine
     POST /approve       job_id decision_id -> the held file with the step of its approval
     POST /audit-head    seq sha256 -> a detached ES256 signature over a head of the audit chain
     GET  /salt          job_id project_id -> the salt of a job's prompt commitment
@@ -64,6 +65,10 @@ def create_app(notary: Notary) -> FastAPI:
     @app.post("/sign-preview")
     async def sign_preview(job_id: int, attempt: int, owner: str, frame: Posted) -> Response:
         return _file(await threaded(notary.sign_preview, job_id, attempt, owner, frame))
+
+    @app.post("/sign-blocked")
+    async def sign_blocked(job_id: int, attempt: int, frame: Posted) -> Response:
+        return _file(await threaded(notary.sign_blocked, job_id, attempt, frame))
 
     @app.post("/approve")
     async def approve(job_id: int, decision_id: int) -> Response:

@@ -41,7 +41,9 @@ def make_home(settings: Settings) -> None:
 def prepare(settings: Settings) -> Path:
     """Migrate the database and see that the first key works; returns where that key is."""
     from farm.access import Access
+    from farm.sealed import make_keys
     from provenance.client import check_path
+    from provenance.keyfiles import passphrase_of
 
     if not port_is_free(settings.host, settings.port):
         raise Conflict(
@@ -52,6 +54,8 @@ def prepare(settings: Settings) -> Path:
     default_model(settings, ready_models(settings))
     open_store(settings)  # what cannot be opened at all is told here, not in the log of each child
     make_home(settings)
+    if not settings.quarantine_key:
+        make_keys(settings.home, passphrase_of(settings))
     with alone(settings.home):  # else a second farm would say where its pages are, and then that it cannot run
         pass
     engine = _migrated(settings.database_url)

@@ -70,6 +70,9 @@ class OwnSigner:
     def sign_preview(self, lease: Lease, frame: Frame) -> Signed:
         return self.notary.sign_preview(lease.job_id, lease.attempt, lease.owner, frame)
 
+    def sign_blocked(self, lease: Lease, frame: Frame) -> Signed:
+        return self.notary.sign_blocked(lease.job_id, lease.attempt, frame)
+
     def sign_audit_head(self, seq: int, sha256: str) -> str:
         return self.notary.sign_audit_head(seq, sha256)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from farm.db import transact
 from farm.errors import Conflict, Fault, NotFound
 from farm.job import Cause, State
 from farm.ports import Frame, Outcome, Stage
-from farm.tables import AuditHead, Decision, Job
+from farm.tables import AuditHead, Decision, Job, Policy, Verdict
 from provenance import client, heads, keys, manifest
 from provenance.client import SignerClient
 from provenance.signer import listen
@@ -212,6 +213,43 @@ def test_refuses_what_the_gate_blocked_and_signs_what_it_held(farm: Farm, refuse
     assert "blocked" in refused(farm.sign, prompt, frame).detail
     farm.judge(held, frame, Outcome.REVIEW)
     assert farm.sign(held, frame).data
+
+
+def blocked_case(farm: Farm, concept: str = "kept", **said: Any) -> tuple[Job, Frame]:
+    """A job that was blocked for this frame, by a policy that keeps what `kept` blocks."""
+    document = json.dumps({"name": "p", "concepts": [{"name": "kept", "pixels": {"quarantine_days": 7}}]})
+    hash_, job, frame = hashlib.sha256(document.encode()).hexdigest(), farm.job(), picture(31)
+    with Session(farm.engine) as session:
+        known = session.get(Policy, hash_) is not None
+    if not known:
+        farm.add(Policy(hash=hash_, name="p", document=document, person="Kim", created_at=NOW))
+    row: dict[str, Any] = {"stage": Stage.FRAME, "subject": frame.sha256, "outcome": Outcome.BLOCK, "policy": hash_}
+    row |= {"encoder": "bb" * 32, "weights": "cc" * 32, "gang": "gang-1", "concept": concept, "created_at": NOW}
+    verdict = farm.add(Verdict(project_id=job.project_id, job_id=job.id or 0, attempt=1, **(row | said)))
+    farm.change(job, state=State.BLOCKED, verdict_id=verdict.id, owner=None, lease_expires_at=None)
+    return job, frame
+
+
+def test_what_is_kept_in_quarantine_is_signed_as_blocked(farm: Farm) -> None:
+    job, frame = blocked_case(farm)
+    signed = farm.signer.sign_blocked(lease(job), frame)
+    assert LocalVerifier(farm.trust).verify(signed.data, signed.mime).verdict == "Trusted"
+    assert assertions(signed.data, signed.mime, farm.trust)["org.renderfarm.verdict"]["outcome"] == "block"
+    store = read_officially(signed.data, signed.mime, farm.trust)
+    assert store["manifests"][store["active_manifest"]]["title"] == f"{job.id}-blocked.png"
+
+
+def test_refuses_as_blocked_what_is_not_kept_or_not_what_was_blocked(farm: Farm, refused: Refusal) -> None:
+    sign = farm.signer.sign_blocked
+    job, frame = blocked_case(farm)
+    assert "not blocked for these pixels" in refused(sign, lease(job), picture(32)).detail
+    assert "not blocked in attempt 2" in refused(sign, lease(job, attempt=2), frame).detail
+    for said in ({"concept": "other"}, {"illegal": True}, {"policy": "ab" * 32}):
+        other, _ = blocked_case(farm, **said)
+        assert "does not keep" in refused(sign, lease(other), frame).detail
+    leased = farm.job()
+    farm.judge(leased, frame)
+    assert "was not blocked" in refused(sign, lease(leased), frame).detail
 
 
 def test_refuses_another_size_than_the_job_asks_for(farm: Farm, refused: Refusal) -> None:
