@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 2
 # Two processes with a thread each; tests/sharing.py says what stays together.
 SPREAD := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope
 
-.PHONY: demo up test test-all chaos chaos-cluster check lint types contracts format clean
+.PHONY: demo up test test-all chaos chaos-cluster fuzz check lint types contracts format clean
 
 demo: .venv/ready
 	$(BIN)/farm demo
@@ -24,6 +24,9 @@ chaos: .venv/ready
 
 chaos-cluster: .venv/ready
 	$(BIN)/python -m tests.chaos --cluster --jobs 200 --kills 20
+
+fuzz: .venv/ready
+	$(BIN)/python -m tests.provenance.fuzz --count 100000
 
 check: lint types contracts test
 

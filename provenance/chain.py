@@ -77,7 +77,7 @@ def _anchors(trust: str) -> tuple[x509.Certificate, ...]:
 def _parsed(piece: bytes) -> x509.Certificate | None:
     try:
         made = x509.load_der_x509_certificate(piece)
-        _described(made)  # some of what is wrong with one shows only when it is read
+        _described(made), made.issuer.rfc4514_string()  # some of what is wrong with one shows only when it is read
     except (ValueError, TypeError, UnsupportedAlgorithm):
         return None
     return made

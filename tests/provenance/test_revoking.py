@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from provenance import keys, report
+from provenance import chain, keys, report
+from provenance.container import manifest_store
 from provenance.report import Report
 from provenance.revoking import revoke
 from provenance.signing import Parent, Signing
@@ -46,6 +47,16 @@ def test_the_chain_goes_up_to_whom_we_trust(signed: tuple[bytes, bytes, str], tm
     unknown = verify_bytes(edited, None, other)
     assert (unknown.verdict, unknown.anchor, len(unknown.chain)) == ("Valid", None, 2)
     assert told(unknown, [("another", other)])["trusted_by"] is None
+
+
+def test_a_certificate_that_cannot_be_read_is_passed_over(signed: tuple[bytes, bytes, str]) -> None:
+    """Its issuer's name is a string of bits, which shows only when the name is asked for."""
+    made = signed[0]
+    store = manifest_store(made) or b""
+    name = b"\x0c" + bytes([len("Farm development issuing CA")]) + b"Farm development issuing CA"
+    at = store.index(name)
+    assert len(chain.found_in(store)) == 2
+    assert len(chain.found_in(store[:at] + b"\x03" + store[at + 1 :])) == 1
 
 
 def test_what_a_revoked_certificate_signed_is_invalid(signed: tuple[bytes, bytes, str], tmp_path: Path) -> None:

@@ -282,6 +282,22 @@ def test_a_chain_of_edits_names_its_parents(farm: Farm) -> None:
     assert actions[1]["digitalSourceType"] == manifest.GENERATED
 
 
+def test_twenty_turns_of_editing_are_trusted_by_every_reader(farm: Farm) -> None:
+    """Each turn's parent is the file before it, in whatever format that is; c2pa's own reader follows them too."""
+    kinds = ("png", "jpeg", "webp")
+    job, _, signed = farm.make(picture(70), format="png")
+    labels = [signed.label]
+    for turn in range(1, 21):
+        job, _, signed = farm.make(picture(70 + turn), format=kinds[turn % 3], parent_job_id=job.id, edit=True)
+        labels.append(signed.label)
+    store = read_officially(signed.data, signed.mime, farm.trust)
+    assert set(store["manifests"]) == set(labels)
+    found = verify_bytes(signed.data, signed.mime, farm.trust)
+    assert (found.verdict, found.declared) == ("Trusted", "made by AI")
+    assert [one.label for one in found.ancestors] == labels[-2::-1]
+    assert {(one.verdict, one.relationship) for one in found.ancestors} == {("Trusted", "parentOf")}
+
+
 def test_refuses_an_edit_whose_parent_was_tampered_with(farm: Farm, refused: Refusal) -> None:
     job, frame = farm.job(), picture(30)
     verdict, signed = farm.judge(job, frame), farm.sign(job, frame)
