@@ -17,13 +17,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.commands import access, batches, demo, doctor, in_force, lists, models, policy, pool, quarantine, verifying
+from farm.commands import (
+    access,
+    batches,
+    demo,
+    doctor,
+    in_force,
+    keys,
+    lists,
+    models,
+    policy,
+    pool,
+    quarantine,
+    verifying,
+)
 from farm.commands.ending import told
 from farm.commands.output import say
 from farm.commands.session import open_store
 from farm.errors import Fault, Unavailable
 from farm.job import Cause
-from farm.ports import Provenance, Verifier
+from farm.ports import Provenance
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -198,23 +211,22 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     return dispatcher, renderer.close
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class OwnVerifier:
-    """Checks what we signed against our own trust list, which is there once the signer has run for the first time."""
+    """Checks what we signed against our own trust list, as it is now: it is there once the signer has run for the first
+    time, and an operator may trust others too."""
 
     home: Path
-    inner: Verifier | None = None
 
     def verify(self, data: bytes, mime: str) -> Provenance:
         from provenance import keys
         from provenance.verify import LocalVerifier
 
-        if self.inner is None:
-            try:
-                self.inner = LocalVerifier(keys.trust(self.home))
-            except Unavailable as error:
-                raise Fault(Cause.SIGNER_DOWN, error.detail) from error
-        return self.inner.verify(data, mime)
+        try:
+            trust = keys.trust(self.home)
+        except Unavailable as error:
+            raise Fault(Cause.SIGNER_DOWN, error.detail) from error
+        return LocalVerifier(trust).verify(data, mime)
 
 
 def _begin() -> Settings:
@@ -261,6 +273,7 @@ policy.policy.command()(in_force.activate)
 policy.policy.command()(in_force.rescan)
 policy.policy.command()(in_force.ls)
 app.add_typer(policy.policy, name="policy")
+app.add_typer(keys.keys, name="keys")
 
 
 if __name__ == "__main__":

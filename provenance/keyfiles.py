@@ -59,10 +59,13 @@ def read_key(path: Path, passphrase: bytes | None) -> tuple[PrivateKey, list[x50
     return key, certificates_in(data)
 
 
-def write_key(path: Path, key: PrivateKey, chain: Sequence[x509.Certificate], passphrase: bytes | None) -> None:
+def write_key(
+    path: Path, key: PrivateKey, chain: Sequence[x509.Certificate], passphrase: bytes | None, note: bytes = b""
+) -> None:
+    """`note` is a line of plain text above all."""
     kind = serialization.PrivateFormat.PKCS8
     how = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
-    data = key.private_bytes(serialization.Encoding.PEM, kind, how) + "".join(map(pem, chain)).encode()
+    data = note + key.private_bytes(serialization.Encoding.PEM, kind, how) + "".join(map(pem, chain)).encode()
     write_whole(path, data, 0o600)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from functools import partial
 
 from farm.config import Settings
 from farm.errors import Fault
@@ -22,9 +23,8 @@ class Keyring:
         self._lock = threading.Lock()
         self._keys = keys.init(self.home, passphrase=self._passphrase)
         self._outside = None if settings.timestamps in ("own", "off") else Outside(settings.timestamps)
-        self._responder = None if settings.timestamps == "off" else Responder(self._stamp)
-        required = settings.timestamps_are == "required"
-        self._stamps = Stamps(self._responder.url, required) if self._responder else None
+        self._responder = None if settings.timestamps == "off" else Responder()
+        self._required = settings.timestamps_are == "required"
         self._take(self._keys)
 
     @property
@@ -40,12 +40,12 @@ class Keyring:
 
     def health(self) -> dict[str, str]:
         """Fails while work would: for want of time stamps, or of a certificate that still holds."""
-        held, told = self.signing.keys, "off" if self._stamps is None else "ready"
+        held, told = self.signing.keys, "off" if self._responder is None else "ready"
         if self._outside is not None:
             try:
                 self._outside.check()
             except Fault as fault:
-                if self._stamps is not None and self._stamps.required:
+                if self._required:
                     raise
                 told = f"missing: {fault.detail}"
         renewed = {"renew_at": held.renew_at.isoformat(), "timestamps": told}
@@ -57,13 +57,18 @@ class Keyring:
 
     def _take(self, held: Keys) -> None:
         self._seen = keys.stamp_of(self.home)
-        self._keys, self._signing = held, Signing(held, self._stamps)
+        self._keys, self._signing = held, Signing(held, self._stamps(held))
+
+    def _stamps(self, held: Keys) -> Stamps | None:
+        """Of the keys that sign with them, so that one trust list speaks for both."""
+        if self._responder is None:
+            return None
+        answer = partial(_stamp, held) if self._outside is None else self._outside.answer
+        return Stamps(self._responder.serve(answer), self._required)
 
     def _is_due(self) -> bool:
-        return not keys.is_foreign(self._keys.leaf) and self._keys.renew_at <= dt.datetime.now(dt.UTC)
+        return not self._keys.foreign and self._keys.renew_at <= dt.datetime.now(dt.UTC)
 
-    def _stamp(self, query: bytes) -> bytes:
-        if self._outside is not None:
-            return self._outside.answer(query)
-        held = self._keys
-        return timestamps.answer(query, held.stamp_key, list(held.stamp_chain), dt.datetime.now(dt.UTC))
+
+def _stamp(held: Keys, query: bytes) -> bytes:
+    return timestamps.answer(query, held.stamp_key, list(held.stamp_chain), dt.datetime.now(dt.UTC))

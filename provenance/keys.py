@@ -5,6 +5,7 @@ made on first use and marked as such.
         root.pem  issuing.pem  leaf.pem  stamps.pem   private key, then certificate(s)
         audit.pem                          P-256 key that signs the heads of the audit chain, and nothing else
         salt.key                           secret behind the salts of the prompt commitments
+        next.pem                           key that another authority is asked to certify
         past.pem                           certificates of the leaves before this one
         trusted.pem                        roots that an operator added to the trust list
         audit.head                         the last head of the audit chain that was signed, by whichever signer
@@ -37,7 +38,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 
 from farm.errors import BadInput, Unavailable, nearest
 from provenance import heads
-from provenance.certificates import PrivateKey, certificate, due, name
+from provenance.certificates import PrivateKey, certificate, due
 from provenance.keyfiles import (
     alone,
     certificates_in,
@@ -55,7 +56,9 @@ MAKERS: dict[str, Callable[[], PrivateKey]] = {
     "es256": lambda: ec.generate_private_key(ec.SECP256R1()),
     "ed25519": ed25519.Ed25519PrivateKey.generate,
 }
+ROLES = ("leaf", "issuing", "root", "stamps")
 LOCK = "keys.lock"
+FOREIGN = b"Certified by another authority, which renews it.\n"
 PUBLIC_PARTS = ("past.pem", "trusted.pem")  # of what lies with the keys: certificates alone
 
 
@@ -65,7 +68,9 @@ class Keys:
     chain: str  # leaf, then issuing CA; the root stays out
     root: str
     trust: str  # the root, and those that an operator added
+    revoked: dict[str, float]
     leaf: x509.Certificate
+    foreign: bool  # certified by another authority
     renew_at: dt.datetime
     stamp_chain: tuple[x509.Certificate, ...]
     leaf_key: PrivateKey = field(repr=False)
@@ -120,7 +125,9 @@ def load(home: Path, passphrase: bytes | None = None) -> Keys:
         chain="".join(map(pem, chain)),
         root=root,
         trust=root + "".join(map(pem, added(home))),
+        revoked=revoked(home),
         leaf=chain[0],
+        foreign=is_foreign(folder / "leaf.pem"),
         renew_at=due(chain[0], "leaf"),
         stamp_chain=tuple(stamp_chain),
         leaf_key=leaf_key,
@@ -222,11 +229,11 @@ def _is_due(path: Path, role: str) -> bool:
     if not path.exists():
         return True
     made = certificates_in(private_bytes(path))[0]
-    return not (role == "leaf" and is_foreign(made)) and due(made, role) <= dt.datetime.now(dt.UTC)
+    return not is_foreign(path) and due(made, role) <= dt.datetime.now(dt.UTC)
 
 
-def is_foreign(leaf: x509.Certificate) -> bool:
-    return leaf.issuer != name("issuing")
+def is_foreign(leaf: Path) -> bool:
+    return private_bytes(leaf).startswith(FOREIGN)
 
 
 def _seal(folder: Path, passphrase: bytes) -> None:
@@ -235,7 +242,8 @@ def _seal(folder: Path, passphrase: bytes) -> None:
         if path.name in PUBLIC_PARTS or not is_open(path):
             continue
         if path.suffix == ".pem":
-            write_key(path, *read_key(path, None), passphrase)
+            note = FOREIGN if is_foreign(path) else b""
+            write_key(path, *read_key(path, None), passphrase, note)
         else:
             write_secret(path, read_secret(path, None), passphrase)
 

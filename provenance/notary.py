@@ -107,7 +107,8 @@ class Notary:
 
     def _examine(self, data: bytes, file: ParentFile) -> tuple[Report, bytes]:
         if file.ours:
-            return verify_bytes(data, file.mime, self.signing.keys.trust), b""
+            signing = self.signing
+            return verify_bytes(data, file.mime, signing.keys.trust, signing.keys.revoked), b""
         found, ingredient = self._strangers.as_parent(data, file.mime, file.title)
         if OVERLOADED in found.codes:
             raise Fault(Cause.OVERLOADED, f"{file.title!r} could not be verified: {found.sentence}")

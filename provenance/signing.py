@@ -112,7 +112,10 @@ class Signing:
         return made
 
     def _read_back(self, data: bytes, mime: str, manifest_sha256: str) -> Signed:
-        found = verify_bytes(data, mime, self.keys.trust)
+        found = verify_bytes(data, mime, self.keys.trust, self.keys.revoked)
         if found.verdict != TRUSTED or found.manifest_sha256 != manifest_sha256 or found.label is None:
             raise Fault(Cause.UNVERIFIED, f"read back as {found.verdict}: {found.sentence}")
+        if self.stamps is not None and self.stamps.required and found.stamped_at is None:
+            fix = "is the root of its authority on the trust list (`farm keys trust --add`)?"
+            raise Fault(Cause.TIMESTAMP_DOWN, f"the time stamp is of nobody we trust: {fix}")
         return Signed(data, mime, manifest_sha256, found.label)

@@ -10,7 +10,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
@@ -24,6 +24,7 @@ QUERY, REPLY = "application/timestamp-query", "application/timestamp-reply"
 MAX_QUERY, MAX_REPLY = 4096, 1 << 16
 PATIENCE_S = 4.0  # less than whoever asks whether the signer is well has for it
 PAUSE_S = 5.0  # an authority that was down is asked again after that
+KEPT = 4  # answers served at once: the newest, and those before it
 log = logging.getLogger("farm.signer")
 
 
@@ -58,22 +59,33 @@ class Outside:
             self.answer(_question())
 
 
-class Responder:
-    """Serves `answer` until it is closed, to whoever knows its address."""
+Answer = Callable[[bytes], bytes]
 
-    def __init__(self, answer: Callable[[bytes], bytes]) -> None:
-        self._path = f"/{secrets.token_urlsafe(16)}"
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._path, answer))
+
+class Responder:
+    """Serves answers until it is closed, each at an address of its own, to whoever knows that."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, Answer] = {}
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._answers))
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}{self._path}"
-        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="time stamps", daemon=True).start()
+        serve = self._server.serve_forever
+        threading.Thread(target=serve, args=(0.1,), name="time stamps", daemon=True).start()
+
+    def serve(self, answer: Answer) -> str:
+        """Its address. Those before it go on being served for a while: signatures are under way that will ask there."""
+        path = f"/{secrets.token_urlsafe(16)}"
+        self._answers[path] = answer
+        for old in list(self._answers)[:-KEPT]:
+            del self._answers[old]
+        return f"http://127.0.0.1:{self._server.server_address[1]}{path}"
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
 
 
-def _handler(path: str, answer: Callable[[bytes], bytes]) -> type[BaseHTTPRequestHandler]:
+def _handler(answers: Mapping[str, Answer]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         wbufsize = 1 << 16  # an answer in one piece: in two it would wait for the acknowledgement of the first
@@ -81,7 +93,8 @@ def _handler(path: str, answer: Callable[[bytes], bytes]) -> type[BaseHTTPReques
 
         def do_POST(self) -> None:
             size = int(self.headers.get("content-length") or 0)
-            if self.path != path or not 0 < size <= MAX_QUERY:
+            answer = answers.get(self.path)
+            if answer is None or not 0 < size <= MAX_QUERY:
                 self.close_connection = True
                 self._send(404, b"")
                 return

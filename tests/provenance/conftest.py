@@ -128,14 +128,15 @@ def open_farm(home: Path, client: SignerClient) -> Farm:
     return farm
 
 
-def start_signer(home: Path) -> tuple[subprocess.Popen[bytes], SignerClient]:
+def start_signer(home: Path, socket: str = "") -> tuple[subprocess.Popen[bytes], SignerClient]:
     none = home / "none.toml"
     none.touch()
     environment = os.environ | {"FARM_HOME": str(home), "FARM_CONFIG": str(none), "OMP_NUM_THREADS": "1"}
+    environment |= {"FARM_SIGNER": socket} if socket else {}
     log = (home / "signer.log").open("ab")
     with log:
         process = subprocess.Popen([sys.executable, "-m", "provenance.signer"], env=environment, stderr=log)
-    client = SignerClient(Settings(home=home).signer_socket)
+    client = SignerClient(Settings(home=home, signer=socket).signer_socket)
     for _ in range(200):
         try:
             client.health()

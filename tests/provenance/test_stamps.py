@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from farm.errors import BadInput, Fault, Unavailable
 from farm.job import Cause
 from farm.ports import Signed
 from provenance import certificates, keys, stamping, timestamps
+from provenance.authority import trust_also
 from provenance.keyfiles import pem, read_key
 from provenance.keyring import Keyring
 from provenance.keys import MAKERS, Keys
@@ -60,13 +61,22 @@ def authority(tmp_path: Path) -> Keys:
     return keys.init(tmp_path / "other")
 
 
+def own(held: Keys) -> Callable[[bytes], bytes]:
+    chain = list(held.stamp_chain)
+    return lambda query: timestamps.answer(query, held.stamp_key, chain, dt.datetime.now(dt.UTC))
+
+
 @pytest.fixture
-def outside(authority: Keys) -> Iterator[Responder]:
-    """An authority elsewhere, which is a responder of that other farm."""
-    chain = list(authority.stamp_chain)
-    responder = Responder(lambda query: timestamps.answer(query, authority.stamp_key, chain, dt.datetime.now(dt.UTC)))
-    yield responder
-    responder.close()
+def responder() -> Iterator[Responder]:
+    made = Responder()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def outside(responder: Responder, authority: Keys) -> str:
+    """An authority elsewhere: where it answers with another farm's stamps."""
+    return responder.serve(own(authority))
 
 
 def ring_with(home: Path, **settings: Any) -> Keyring:
@@ -95,13 +105,18 @@ def test_what_is_no_request_is_refused(tmp_path: Path, query: bytes) -> None:
         timestamps.answer(query, held.stamp_key, list(held.stamp_chain), NOW)
 
 
-def test_the_responder_answers_only_who_knows_its_address(outside: Responder) -> None:
+def test_the_responder_answers_only_who_knows_its_address(responder: Responder, outside: str) -> None:
     headers = {"content-type": stamping.QUERY}
-    there = outside.url.rpartition("/")[0]
-    assert httpx.post(outside.url, content=stamping._question(), headers=headers).status_code == 200
+    there = outside.rpartition("/")[0]
+    assert httpx.post(outside, content=stamping._question(), headers=headers).status_code == 200
     assert httpx.post(f"{there}/other", content=stamping._question(), headers=headers).status_code == 404
-    assert httpx.post(outside.url, content=bytes(stamping.MAX_QUERY + 1), headers=headers).status_code == 404
-    assert httpx.post(outside.url, content=b"nonsense", headers=headers).status_code == 422
+    assert httpx.post(outside, content=bytes(stamping.MAX_QUERY + 1), headers=headers).status_code == 404
+    assert httpx.post(outside, content=b"nonsense", headers=headers).status_code == 422
+    for _ in range(stamping.KEPT - 1):
+        responder.serve(bytes)
+    assert httpx.post(outside, content=stamping._question(), headers=headers).status_code == 200
+    responder.serve(bytes)
+    assert httpx.post(outside, content=stamping._question(), headers=headers).status_code == 404, "long gone"
 
 
 @pytest.mark.parametrize("algorithm", ["es256", "ed25519"])
@@ -128,13 +143,10 @@ def soon_over(home: Path, seconds: int) -> Keys:
     return replace(held, chain=pem(leaf) + pem(issuers[0]), leaf=leaf, leaf_key=key)
 
 
-def test_a_signature_outlives_its_certificate_by_its_time_stamp(tmp_path: Path) -> None:
+def test_a_signature_outlives_its_certificate_by_its_time_stamp(tmp_path: Path, responder: Responder) -> None:
     held = soon_over(tmp_path, seconds=4)
-    chain = list(held.stamp_chain)
-    responder = Responder(lambda query: timestamps.answer(query, held.stamp_key, chain, dt.datetime.now(dt.UTC)))
-    stamped = Signing(held, Stamps(responder.url)).sign(MANIFEST, encoded("png"), "image/png")
+    stamped = Signing(held, Stamps(responder.serve(own(held)))).sign(MANIFEST, encoded("png"), "image/png")
     bare = Signing(held).sign(MANIFEST, encoded("png"), "image/png")
-    responder.close()
     wait = held.leaf.not_valid_after_utc - dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1)
     time.sleep(max(0.0, wait.total_seconds()))
     assert verify_bytes(stamped.data, stamped.mime, held.trust).verdict == "Trusted"
@@ -145,21 +157,28 @@ def test_a_signature_outlives_its_certificate_by_its_time_stamp(tmp_path: Path) 
     assert verify_bytes(child.data, child.mime, held.trust).verdict == "Trusted", "and its edits with it"
 
 
-def test_an_outside_authority_stamps_for_us(tmp_path: Path, outside: Responder, authority: Keys) -> None:
-    ring = ring_with(tmp_path, timestamps=outside.url)
+def test_an_outside_authority_stamps_for_us_once_it_is_trusted(tmp_path: Path, outside: str, authority: Keys) -> None:
+    ring = ring_with(tmp_path, timestamps=outside)
+    with pytest.raises(Fault, match="of nobody we trust") as caught:
+        sign(ring)
+    assert caught.value.cause is Cause.TIMESTAMP_DOWN
+    trust_also(tmp_path, None, x509.load_pem_x509_certificates(authority.root.encode()))
     signed = sign(ring)
-    assert "timeStamp.trusted" not in passed(signed, ring.signing.keys.trust), "its root is unknown here"
-    assert "timeStamp.trusted" in passed(signed, ring.signing.keys.trust + authority.root)
+    assert "timeStamp.trusted" in passed(signed, ring.signing.keys.trust)
+    assert verify_bytes(signed.data, signed.mime, ring.signing.keys.trust).stamped_at
     ring.close()
 
 
 def test_without_an_authority_that_is_required_work_waits(
-    tmp_path: Path, outside: Responder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, responder: Responder, authority: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stamping, "PAUSE_S", 0.0)
     away = threading.Event()
-    between = Responder(lambda query: httpx.post(outside.url, content=query).content if not away.is_set() else _away())
-    ring = ring_with(tmp_path, timestamps=between.url)
+    stamp = own(authority)
+    between = responder.serve(lambda query: _away() if away.is_set() else stamp(query))
+    keys.init(tmp_path)
+    trust_also(tmp_path, None, x509.load_pem_x509_certificates(authority.root.encode()))
+    ring = ring_with(tmp_path, timestamps=between)
     assert sign(ring).data
     away.set()
     with pytest.raises(Fault, match="no time stamp") as caught:
@@ -170,7 +189,6 @@ def test_without_an_authority_that_is_required_work_waits(
     away.clear()
     assert ring.health()["timestamps"] == "ready"
     assert sign(ring).data
-    between.close()
     ring.close()
 
 
