@@ -29,6 +29,7 @@ from farm.commands import (
     policy,
     pool,
     quarantine,
+    shadowing,
     verifying,
 )
 from farm.commands.ending import told
@@ -271,6 +272,7 @@ policy.policy.add_typer(lists.lists, name="lists")
 policy.policy.add_typer(quarantine.quarantine, name="quarantine")
 policy.policy.command()(in_force.activate)
 policy.policy.command()(in_force.rescan)
+policy.policy.command()(shadowing.shadow)
 policy.policy.command()(in_force.ls)
 app.add_typer(policy.policy, name="policy")
 app.add_typer(keys.keys, name="keys")

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Engine, Row, Select, bindparam, func, select, true, update
 from sqlalchemy.exc import IntegrityError
 
-from farm import aftermath, events, hash_lists, licences, moves, rules, suspects, waiting
+from farm import aftermath, events, hash_lists, licences, moves, rules, shadow, suspects, waiting
 from farm.db import insert_many, reading, transaction, upsert
 from farm.errors import Fault
 from farm.job import CAUSES, RELEASES_CHILD, Cause, Payer, Spec, State, has_failed
@@ -164,6 +164,7 @@ class Leasing:
             rows = [verdict_row(lease, verdict, now) | made_by for lease, verdict in fresh.values()]
             insert_many(connection, VERDICT, rows)
             hash_lists.report(connection, fresh.values(), now)
+            shadow.keep(connection, fresh.values(), now)
             known = known_verdicts(connection, {lease.job_id for lease, _ in pairs})
         blocked = {
             lease.job_id: Move(held[lease.job_id], State.BLOCKED, verdict.reason or "blocked", verdict_id=known[key])

@@ -96,8 +96,7 @@ def put(
 ) -> bool:
     """In force (or in shadow) from this transaction's commit on; with `first` only where none is yet. False: it is
     already, or another one is. `project_id` is whose audit rows tell of it; it counts for the whole farm."""
-    if not person.strip() or "\0" in person:
-        raise BadInput("who answers for it?", field="by", fix="give a name")
+    _check(person)
     before = _locked(connection).get(role)
     row = {"hash": hash_of(document), "name": json.loads(document)["name"], "document": document}
     row |= {"person": person, "created_at": now}
@@ -119,7 +118,13 @@ def put(
     return True
 
 
+def _check(person: str) -> None:
+    if not person.strip() or "\0" in person:
+        raise BadInput("who answers for it?", field="by", fix="give a name")
+
+
 def end_shadow(connection: Connection, person: str, project_id: str, now: float) -> bool:
+    _check(person)
     before = _locked(connection).get(SHADOW)
     if before is None:
         return False

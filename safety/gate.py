@@ -22,6 +22,7 @@ from safety.lists import listed
 from safety.policy import Policy, load, parse
 from safety.prompt import judge_prompt
 from safety.scoring import Measure, Stored, measure_of, packed, rescored
+from safety.shadow import Shadow
 
 FLAT = 8  # a picture whose channels vary by less shows nothing to judge
 FLAT_WORDS = "The picture is one flat colour, which the filter cannot judge, so a person looks at it."
@@ -34,16 +35,18 @@ class ClipGate:
 
     def __init__(self, policy: Policy, open_encoder: Callable[[], Encoder]) -> None:
         self.policy, self.rules = policy, Rules(policy.document)
+        self.shadow = Shadow(self.rules)
         self._open = open_encoder
         self._encoder: Encoder | None = None
         self._measure: Measure | None = None
         self._lock = threading.Lock()
 
     def use(self, rules: Rules) -> None:
-        self.policy, self.rules = parse(rules.policy), rules
+        self.policy, self.rules, self.shadow = parse(rules.policy), rules, Shadow(rules)
 
     def judge_prompts(self, prompts: Sequence[str]) -> list[Verdict | Fault]:
-        return [guarded(partial(judge_prompt, self.policy, prompt), "prompt") for prompt in prompts]
+        judged = [guarded(partial(judge_prompt, self.policy, prompt), "prompt") for prompt in prompts]
+        return self.shadow.prompts(judged, prompts)
 
     def judge_frames(self, frames: Sequence[Frame], stage: Stage) -> list[Verdict | Fault]:
         """Together if that works; else one by one, so that a bad frame spoils only its own verdict."""
@@ -83,9 +86,12 @@ class ClipGate:
             for frame, rows_VD in zip(frames, encoder.encode_frames(frames), strict=True)
         ]
         pairs = zip(frames, rescored(measure, stored), strict=True)
-        return [
+        judged = [
             found if isinstance(found, Fault) else self.known(measure.policy, frame, found) for frame, found in pairs
         ]
+        if stage is Stage.PREVIEW:  # nothing is learnt from these
+            return judged
+        return self.shadow.pictures(judged, encoder, stored, frames, self.known)
 
     def known(self, policy: Policy, frame: Frame, verdict: Verdict) -> Verdict:
         """What the concepts said of it, unless there is nothing to see, or it is on a list."""

@@ -1,4 +1,4 @@
-"""`farm policy activate, shadow, ls, rescan`: which policy judges, and what that does to what was judged before."""
+"""`farm policy activate, ls, rescan`: which policy judges, and what that does to what was judged before."""
 
 from __future__ import annotations
 
@@ -103,13 +103,15 @@ def ls(json_: Json = False) -> None:
         table([row | {"hash": row["hash"][:12]} for row in rows], ["name", "hash", "now", "person", "created_at"])
 
 
-def standing(engine: Engine) -> Policy:
+def standing(engine: Engine, role: str = "active") -> Policy:
     from farm import rules
     from farm.db import reading
     from safety.policy import parse
 
     with reading(engine) as connection:
-        stands = rules.standing(connection).get(rules.ACTIVE)
+        stands = rules.standing(connection).get(role)
+    if stands is None and role == rules.SHADOW:
+        raise Conflict("no policy is in shadow", fix="`farm policy shadow FILE` puts one there; or name one that was")
     if stands is None:
         fix = "`farm up` begins with that of the settings; or `farm policy activate FILE`"
         raise Conflict("no policy is in force yet", fix=fix)

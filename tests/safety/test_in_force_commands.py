@@ -15,7 +15,7 @@ from farm import rules
 from farm.cli import _run
 from farm.db import connect, migrate, transact
 from farm.job_queue import NewJob
-from farm.ports import Outcome, Stage, Verdict
+from farm.ports import Lease, Outcome, Stage, Verdict
 from farm.rules import ACTIVE
 from safety.gate import ClipGate
 from safety.policy import DEMO, load
@@ -150,3 +150,25 @@ def test_show_says_which_is_in_force_and_that_the_settings_mean_another(
     said = capsys.readouterr().out
     assert "active, since" in said
     assert "the settings name the policy demo" in said
+
+
+def test_a_shadow_is_put_there_reported_and_taken_away(small: Small, capsys: Capture) -> None:
+    assert _run(["policy", "shadow", "--report"]) == 1
+    assert "no policy is in shadow" in capsys.readouterr().err
+    assert _run(["policy", "shadow", str(small.edited), "--by", "ann"]) == 0
+    (lease,) = leased(small)
+    beside = Verdict(Stage.FRAME, "f", Outcome.REVIEW, load(small.edited).hash, "e", concept="red-triangle")
+    small.desk.queue.record([(lease, replace(beside, outcome=Outcome.ALLOW, policy=load().hash, shadow=beside))])
+    told = answer(capsys, "shadow", "--report")
+    said = {"stage": "frame", "from": "allow", "to": "review", "concept": "red-triangle", "count": 1}
+    assert told["matrix"] == [said | {"against": load().hash}]
+    assert _run(["policy", "shadow", "none", "--by", "ann"]) == 0
+    assert [row["now"] for row in answer(capsys, "ls") if row["name"] == "other"] == [""]
+    assert _run(["policy", "shadow", load(small.edited).hash[:8], "--report"]) == 0
+    assert "judged 1 beside the policy in force; the same: 0" in capsys.readouterr().err
+    assert _run(["policy", "shadow"]) == 2
+
+
+def leased(small: Small) -> list[Lease]:
+    small.desk.submit(count=1)
+    return small.desk.claim()
