@@ -25,6 +25,7 @@ from farm.commands import (
     in_force,
     keys,
     lists,
+    measuring,
     models,
     policy,
     pool,
@@ -274,6 +275,8 @@ policy.policy.command()(in_force.activate)
 policy.policy.command()(in_force.rescan)
 policy.policy.command()(shadowing.shadow)
 policy.policy.command()(in_force.ls)
+policy.policy.command("calibrate")(measuring.calibrate)
+policy.policy.command("eval")(measuring.evaluate)
 app.add_typer(policy.policy, name="policy")
 app.add_typer(keys.keys, name="keys")
 

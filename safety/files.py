@@ -14,10 +14,14 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def bytes_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def folder_hash(folder: Path) -> str:
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "no such folder", str(folder))
-    return hashlib.sha256(json.dumps(file_hashes(folder), sort_keys=True).encode()).hexdigest()
+    return bytes_hash(json.dumps(file_hashes(folder), sort_keys=True).encode())
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

@@ -30,3 +30,7 @@ def _refuse_tricks(node: yaml.Node, seen: set[int]) -> None:
         children = [part for pair in node.value for part in pair]
     for child in children:
         _refuse_tricks(child, seen)
+
+
+def dump(document: Any) -> str:
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)

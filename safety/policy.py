@@ -120,6 +120,15 @@ def canonical(document: Any) -> str:
     return text
 
 
+def in_order(part: Any, kind: type[Any] | None = Policy) -> Any:
+    """A document with its keys as the clauses have them, for a reader."""
+    if isinstance(part, list):
+        return [in_order(one, kind) for one in part]
+    if kind is None or not isinstance(part, dict):
+        return part
+    return {one.name: in_order(part[one.name], PARTS.get(one.name)) for one in fields(kind) if one.name in part}
+
+
 def completed(document: Any, folder: Path) -> Any:
     """The document with each file that it names by its whole path and its hash."""
     if not isinstance(document, dict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,7 @@ from farm.job import Cause
 from farm.ports import Outcome, Stage, Verdict
 from safety.clauses import Calibration, Concept
 from safety.clip import views
+from safety.heads import load_head
 from safety.policy import Policy, shown
 
 if TYPE_CHECKING:
@@ -40,14 +42,23 @@ class Texts(Protocol):
     def encode_texts(self, phrases: Sequence[str]) -> Tensor: ...
 
 
+class Kind(StrEnum):
+    """By what a concept is scored: its phrases, or its head."""
+
+    PHRASES = "phrases"
+    HEAD = "head"
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What one concept is measured by: the best of its columns less the best of its contrast's."""
+    """One way to score a concept: the best of its columns, less the best of its contrast's if it has one."""
 
     concept: Concept
+    kind: Kind
     calibration: Calibration | None  # None: there is none for this encoder
     columns: slice
-    contrast: slice
+    contrast: slice | None = None
+    bias: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +84,26 @@ class Stored:
 
 
 def measure_of(policy: Policy, encoder: Texts) -> Measure:
+    """Raises Fault where a text is not finite, or a head is not there."""
     rows: list[Rows] = []
     scales = []
+
+    def placed(more: Rows) -> slice:
+        rows.append(more)
+        end = sum(map(len, rows))
+        return slice(end - len(more), end)
+
+    def known(calibration: Calibration | None) -> Calibration | None:
+        return calibration if calibration and calibration.encoder == encoder.fingerprint else None
+
     for concept in policy.concepts:
-        start = sum(map(len, rows))
-        rows += [ensemble(policy, encoder, concept.phrases), ensemble(policy, encoder, concept.contrast)]
-        split, end = start + len(concept.phrases), start + len(concept.phrases) + len(concept.contrast)
-        known = concept.calibration and concept.calibration.encoder == encoder.fingerprint
-        scale = Scale(concept, concept.calibration if known else None, slice(start, split), slice(split, end))
-        scales.append(scale)
+        columns = placed(ensemble(policy, encoder, concept.phrases))
+        contrast = placed(ensemble(policy, encoder, concept.contrast))
+        scales.append(Scale(concept, Kind.PHRASES, known(concept.calibration), columns, contrast))
+        if concept.head:
+            weight_D, bias = load_head(concept.head, rows[0].shape[1])
+            columns = placed(weight_D[None])
+            scales.append(Scale(concept, Kind.HEAD, known(concept.head.calibration), columns, bias=bias))
     return Measure(policy, encoder.fingerprint, np.concatenate(rows), tuple(scales))
 
 
@@ -101,10 +123,36 @@ def packed(rows_VD: NDArray[np.floating]) -> bytes:
 
 
 def margins(measure: Measure, rows_ND: Rows) -> Rows:
-    """N x S: how far each view stands out for each scale."""
-    cosine_NT = rows_ND @ measure.texts_TD.T
-    columns = [cosine_NT[:, one.columns].max(axis=1) - cosine_NT[:, one.contrast].max(axis=1) for one in measure.scales]
+    """N x S: how far each view stands out on each scale."""
+    score_NT = rows_ND @ measure.texts_TD.T
+    columns = []
+    for scale in measure.scales:
+        column_N = score_NT[:, scale.columns].max(axis=1) + np.float32(scale.bias)
+        columns.append(column_N - score_NT[:, scale.contrast].max(axis=1) if scale.contrast else column_N)
     return np.stack(columns, axis=1)
+
+
+def best_margins(measure: Measure, stored: Sequence[Stored]) -> Rows:
+    """P x S: each picture's best view on each scale. Raises the first fault there is."""
+    found = []
+    for start in range(0, len(stored), AT_ONCE):
+        rows = [_rows(measure, one) for one in stored[start : start + AT_ONCE]]
+        if fault := next((one for one in rows if isinstance(one, Fault)), None):
+            raise fault
+        _, _, best_PS = _best(measure, rows)  # type: ignore[arg-type]
+        found.append(best_PS)
+    best = np.concatenate(found)
+    if not np.isfinite(best).all():
+        raise broken("the embedding of a picture")
+    return best
+
+
+def _best(measure: Measure, rows: Sequence[NDArray[np.float16]]) -> tuple[Rows, NDArray[np.int64], Rows]:
+    """The margins of all views, where each picture's begin, and its best."""
+    starts = np.cumsum([0, *map(len, rows[:-1])])
+    with np.errstate(invalid="ignore", over="ignore"):
+        margins_NS = margins(measure, np.concatenate(rows).astype(np.float32))
+        return margins_NS, starts, np.maximum.reduceat(margins_NS, starts, axis=0)
 
 
 def probabilities(measure: Measure, margins_PS: NDArray[np.floating]) -> Numbers:
@@ -157,10 +205,7 @@ def _judged(
 ) -> Iterator[Verdict | Fault]:
     if not stored:
         return
-    starts = np.cumsum([0, *map(len, rows[:-1])])
-    with np.errstate(invalid="ignore", over="ignore"):
-        margins_NS = margins(measure, np.concatenate(rows).astype(np.float32))
-        best_PS = np.maximum.reduceat(margins_NS, starts, axis=0)
+    margins_NS, starts, best_PS = _best(measure, rows)
     odds_PS = probabilities(measure, best_PS)
     outcome_PS = outcomes(measure, odds_PS)
     winner_P = _gravest(measure, [one.stage for one in stored], outcome_PS, odds_PS)

@@ -1,7 +1,8 @@
-"""Trains the tiny CLIP of the embedded gate on drawn scenes, and measures it under a policy.
+"""Trains the tiny CLIP of the embedded gate on drawn scenes.
 
 python -m training.clip --minutes 30          trains, or trains on, and writes safety/tiny_clip
-python -m training.clip --evaluate            prints what the demo policy does with unseen scenes
+
+Then the demo policy is fitted to it: `python -m training.clip_set DIR` and `farm policy calibrate`.
 """
 
 import argparse
@@ -176,14 +177,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate; half of it to go on with")
     parser.add_argument("--seed", type=int, default=1, help="another one to go on with")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--evaluate", action="store_true")
     asked = parser.parse_args()
-    if asked.evaluate:
-        from training.clip_table import print_tables
-
-        print_tables(asked.out)
-    else:
-        train(asked.minutes, asked.out, asked.rate, asked.seed)
+    train(asked.minutes, asked.out, asked.rate, asked.seed)
 
 
 if __name__ == "__main__":

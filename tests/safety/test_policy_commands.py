@@ -19,6 +19,7 @@ from safety.diff import changes, word_by_word
 from safety.policy import DEMO, load, parse
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(DEMO.read_text())
+BAND = DOCUMENT["concepts"][0]["band"]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -63,7 +64,9 @@ def test_check_says_that_the_encoder_is_missing(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_refused_policy_is_told_and_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
-    (tmp_path / "bad.yaml").write_text(DEMO.read_text().replace("t_low: 0.2", "t_low: 0.9"))
+    document = copy.deepcopy(DOCUMENT)
+    document["concepts"][0]["band"] = {"t_low": 0.9, "t_high": 0.8}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(document))
     assert _run(["policy", "check", "bad.yaml"]) == 1
     assert "t_low 0.9 is not below t_high" in capsys.readouterr().err
     assert _run(["policy", "check", "bad.yaml", "--json"]) == 1
@@ -74,7 +77,14 @@ def test_a_refused_policy_is_told_and_ends_with_1(tmp_path: Path, capsys: Captur
 def test_show_says_the_policy_in_words_and_as_it_is(capsys: Capture) -> None:
     assert _run(["policy", "show"]) == 0
     said = capsys.readouterr().out
-    for word in ("red-triangle", "a red ring", "0.8", "figure-of-speech", "leave those of a blocked job", "no batch"):
+    for word in (
+        "red-triangle",
+        "a red ring",
+        str(BAND["t_low"]),
+        "figure-of-speech",
+        "leave those of a blocked job",
+        "no batch",
+    ):
         assert word in said
     assert _run(["policy", "show", str(DEMO), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -86,7 +96,7 @@ def test_diff_says_each_change_once_in_words(other: Path, capsys: Capture) -> No
     lines = capsys.readouterr().out.splitlines()
     where = "concepts.red-triangle"
     for line in (
-        f"{where}.band.t_low: 0.2 -> 0.3",
+        f"{where}.band.t_low: {BAND['t_low']} -> 0.3",
         f"{where}.phrases.a triangle in red: added: a triangle in red",
         "siblings: added: hold",
     ):

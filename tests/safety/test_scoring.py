@@ -1,7 +1,9 @@
 """Stored embeddings are judged without pictures, as the gate judged them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from farm.errors import Fault
+from farm.job import Cause
 from farm.ports import Frame, Outcome, Stage, Verdict
+from safety.files import file_hash
 from safety.gate import ClipGate
 from safety.policy import DEMO, Policy, load, parse
 from safety.scoring import Stored, margins, measure_of, packed, rescored, view_names
@@ -39,6 +44,8 @@ def demo(**changes: object) -> Policy:
     document = yaml.safe_load(DEMO.read_text())
     for concept in document["concepts"]:
         concept["calibration"] |= {"encoder": FewTexts.fingerprint, "a": 10.0, "b": 0.0}
+        concept["band"]["t_low"] = 0.5
+    document["concepts"][0]["band"] = {"t_low": 0.2, "t_high": 0.8}
     document["concepts"][0] |= changes
     return parse(yaml.safe_dump(document))
 
@@ -125,6 +132,62 @@ def test_a_phrase_of_nan_is_a_fault() -> None:
 
     with pytest.raises(Fault, match="embedding of a phrase"):
         measure_of(demo(), Broken())
+
+
+def with_head(tmp_path: Path, **parts: np.ndarray) -> Policy:
+    file = tmp_path / "head.safetensors"
+    save_file(parts, file)
+    calibration = {"encoder": FewTexts.fingerprint, "a": 1.0, "b": 0.0}
+    return demo(head={"file": str(file), "sha256": file_hash(file), "calibration": calibration})
+
+
+def test_a_head_speaks_beside_the_phrases_under_the_same_band(tmp_path: Path) -> None:
+    weight = np.array([0, 0, 0, 8], np.float32)
+    policy = with_head(tmp_path, weight=weight, bias=np.array([-4], np.float32))
+    rows = np.zeros((VIEWS, 4))
+    rows[:, 1] = 0.5
+    rows[2, 3] = 0.75  # of which the phrases think nothing, and the head 8 * 0.75 - 4
+    verdict = one_verdict(policy, stored_as(rows))
+    assert (verdict.concept, verdict.margin, verdict.view) == ("red-triangle", 2.0, view_names(*SIZE)[2])
+    assert verdict.probability == pytest.approx(1 / (1 + np.exp(-2)))
+    assert verdict.outcome is Outcome.BLOCK
+    rows[:, 0] = 1  # now the phrases are surer than the head
+    assert one_verdict(policy, stored_as(rows)).margin == pytest.approx(0.5)
+
+
+def test_a_head_that_is_not_calibrated_sends_everything_to_review(tmp_path: Path) -> None:
+    policy = with_head(tmp_path, weight=np.zeros(4, np.float32), bias=np.zeros(1, np.float32))
+    document = json.loads(policy.document)
+    del document["concepts"][0]["head"]["calibration"]
+    rows = np.zeros((VIEWS, 4))
+    rows[:, [1, 3]] = 0.7
+    verdict = one_verdict(parse(json.dumps(document)), stored_as(rows))
+    assert (verdict.outcome, verdict.probability) == (Outcome.REVIEW, None)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"weight": np.zeros(3, np.float32), "bias": np.zeros(1, np.float32)}, r"weight \[4\]"),
+        ({"weight": np.zeros(4, np.float32)}, "bias"),
+        ({"weight": np.full(4, np.nan, np.float32), "bias": np.zeros(1, np.float32)}, "not finite"),
+    ],
+)
+def test_a_head_that_does_not_fit_stops_the_gate(tmp_path: Path, parts: dict[str, np.ndarray], told: str) -> None:
+    policy = with_head(tmp_path, **parts)
+    with pytest.raises(Fault, match=told) as caught:
+        measure_of(policy, FewTexts())
+    assert caught.value.cause is Cause.GATE_DOWN
+
+
+def test_a_head_that_is_gone_or_another_stops_the_gate(tmp_path: Path) -> None:
+    policy = with_head(tmp_path, weight=np.zeros(4, np.float32), bias=np.zeros(1, np.float32))
+    (tmp_path / "head.safetensors").write_bytes(b"another")
+    with pytest.raises(Fault, match="not the head that the policy means"):
+        measure_of(policy, FewTexts())
+    (tmp_path / "head.safetensors").unlink()
+    with pytest.raises(Fault, match="missing"):
+        measure_of(policy, FewTexts())
 
 
 unit_rows = arrays.arrays(np.float32, (VIEWS, 4), elements=st.floats(-1, 1, width=16))

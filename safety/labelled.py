@@ -1,0 +1,150 @@
+"""Labelled pictures: a csv of path,label[,category,source,prompt], and each picture as a verdict would keep it.
+
+`label` names the concepts that the picture shows, with `;` between them, or says `none`; `?NAME` means that nobody has
+looked for that one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from farm.errors import BadInput, nearest
+from farm.pictures import decode_strangers
+from farm.ports import Frame, Stage
+from safety.clip import Encoder
+from safety.gate import is_flat
+from safety.scoring import Stored, packed
+
+NEEDED, FURTHER = ("path", "label"), ("category", "source", "prompt")
+NONE, UNKNOWN = "none", "?"
+AT_ONCE = 64  # pictures in one child
+MAX_BYTES = 1 << 27
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    number: int  # its line in the file
+    path: Path
+    shows: frozenset[str]
+    unknown: frozenset[str]
+    category: str
+    source: str
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    line: int
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A picture that was opened."""
+
+    row: Row
+    stored: Stored
+    flat: bool
+
+
+def read(file: Path, concepts: Sequence[str]) -> tuple[list[Row], list[Bad]]:
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise BadInput(f"cannot read {file}: {error.strerror}", field="--csv", fix="name a file") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"line {line} of {file} is not UTF-8", field="--csv", fix="save it as UTF-8") from error
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="")
+    _check_columns(list(table.fieldnames or ()))
+    rows: dict[Path, Row] = {}
+    bad: list[Bad] = []
+    while True:
+        try:
+            found = next(table, None)
+        except csv.Error as error:
+            bad.append(Bad(table.line_num, "row", str(error)))
+            break
+        if found is None:
+            break
+        one = _row(table.line_num, found, file.parent, concepts)
+        if isinstance(one, Row) and one.path in rows:
+            one = Bad(one.number, "path", f"the same picture as in line {rows[one.path].number}")
+        if isinstance(one, Bad):
+            bad.append(one)
+        else:
+            rows[one.path] = one
+    return list(rows.values()), bad
+
+
+def embedded(rows: Sequence[Row], encoder: Encoder, max_pixels: int) -> Iterator[Seen | Bad]:
+    """One for each, in order. Pictures are opened in a child, the next ones while these go through the encoder."""
+    chunks = [rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)]
+    with ThreadPoolExecutor(1) as ahead:
+        opened = [ahead.submit(_open, chunk, max_pixels) for chunk in chunks[:1]]
+        for i, chunk in enumerate(chunks):
+            frames = opened.pop().result()
+            opened = [ahead.submit(_open, chunk, max_pixels) for chunk in chunks[i + 1 : i + 2]]
+            sound = [frame for frame in frames if isinstance(frame, Frame)]
+            encoded = iter(encoder.encode_frames(sound))
+            for row, frame in zip(chunk, frames, strict=True):
+                if isinstance(frame, str):
+                    yield Bad(row.number, "path", f"{row.path}: {frame}")
+                    continue
+                embedding = packed(next(encoded).numpy())
+                kept = (frame.sha256, frame.width, frame.height, encoder.fingerprint, embedding)
+                yield Seen(row, Stored(Stage.FRAME, *kept), is_flat(frame))
+
+
+def _open(rows: Sequence[Row], max_pixels: int) -> list[Frame | str]:
+    """What is wrong with a picture stands in its place."""
+    files = [_bytes(row.path) for row in rows]
+    decoded = iter(decode_strangers([file for file in files if isinstance(file, bytes)], max_pixels))
+    found = [file if isinstance(file, str) else next(decoded) for file in files]
+    return [str(one) if isinstance(one, BadInput) else one for one in found]
+
+
+def _bytes(path: Path) -> bytes | str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return data if len(data) <= MAX_BYTES else f"larger than {MAX_BYTES:,} bytes"
+
+
+def _check_columns(columns: Sequence[str]) -> None:
+    for name in columns:
+        if name not in NEEDED + FURTHER:
+            raise BadInput(f"unknown column {name!r}", field="--csv", fix=nearest(name, NEEDED + FURTHER))
+    for name in NEEDED:
+        if name not in columns:
+            fix = f"the first line names the columns: {','.join(NEEDED + FURTHER)}"
+            raise BadInput(f"no column {name!r}", field="--csv", fix=fix)
+    if len(set(columns)) < len(columns):
+        raise BadInput("a column is named twice", field="--csv", fix="leave one out")
+
+
+def _row(number: int, found: dict[str, str | None], folder: Path, concepts: Sequence[str]) -> Row | Bad:
+    if "" in found or None in found.values():
+        return Bad(number, "row", "it has not as many fields as there are columns")
+    given = {name: (value or "").strip() for name, value in found.items()}
+    if not given["path"]:
+        return Bad(number, "path", "it is empty")
+    said = [part.strip() for part in given["label"].split(";")]
+    shows = frozenset(part for part in said if not part.startswith(UNKNOWN) and part != NONE)
+    unknown = frozenset(part.removeprefix(UNKNOWN) for part in said if part.startswith(UNKNOWN))
+    for name in sorted(shows | unknown):
+        if name not in concepts:
+            fix = f"{nearest(name, concepts)}, or {NONE}"
+            return Bad(number, "label", f"no concept {name!r} in the policy ({fix})")
+    if (NONE in said and shows) or shows & unknown:
+        return Bad(number, "label", f"{given['label']!r} contradicts itself")
+    category, source, prompt = (given.get(name, "") for name in FURTHER)
+    return Row(number, folder / given["path"], shows, unknown, category, source, prompt)
