@@ -4,6 +4,7 @@ the dispatcher, where another one takes its place."""
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -114,13 +115,17 @@ class Seat:
             self._replace(rules)
             raise Fault(Cause.GATE_DOWN, f"the gate died while it was made ready: {died}") from died
         self.told, self.warm = rules, True
+        began = time.monotonic()
         try:
             return self._get(self.actor.call.remote(method, args, limit_s), limit_s + TRIED_S)
         except Died as died:
             if cluster.connect(self.settings) != self.connection:
                 raise Fault(Cause.RAY_GONE, f"Ray was restarted: {died}") from died
             self._replace(rules)
-            raise Fault(died.cause, f"the gate died of what it was asked: {died}") from died
+            hung = died.cause is Cause.GATE_ERROR and time.monotonic() - began >= limit_s
+            words = f"no answer within {limit_s:.0f} s" if hung else "its process ended while it judged this"
+            log.warning("a gate is lost: %s", died)
+            raise Fault(died.cause, f"the gate gave no verdict: {words}") from died
         except Fault as fault:
             if fault.cause is Cause.GATE_DOWN:
                 self._replace(rules)

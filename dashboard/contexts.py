@@ -6,7 +6,7 @@ batches   batches (BatchView), older, warnings (of all that are shown)
 batch     batch (BatchView), runs (may this person steer it), jobs (records of Insights.jobs), only (the state shown, or
           None), more (to page on from)
 job       job (the record of Insights.job), verdict (of its frame or prompt), picture (may this person see it),
-          scores (and the gate's figures)
+          scores (and the gate's figures), held_up (what the dispatchers wait for, in detail, for operators)
 verify    found (the report of the file that was sent, or None), name (what it is called), steps (its ancestors)
 signin    wrong (why the last try failed, or None), after (where to go then)
 error     problem (an RFC 9457 document)

@@ -160,6 +160,9 @@ def job(request: Request, the: ThePages, who: Person, job_id: Id) -> Response:
     record = _job(the, who, job_id)
     told = [verdict for verdict in record["verdicts"] if verdict["id"] == record["verdict_id"]]
     context: dict[str, Any] = {"job": record, "verdict": told[0] if told else None, "picture": _may_see(who, record)}
+    context["held_up"] = []
+    if record["state"] == State.QUEUED and may(who, Deed.OPERATE):
+        context["held_up"] = the.insights.held_up()
     # Scores would teach a submitter how to pass the gate.
     return render(request, "job.html", person=who, here="batches", scores=may(who, Deed.JUDGE), **context)
 

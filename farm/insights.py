@@ -114,8 +114,8 @@ class Insights:
         return jobs
 
     def job(self, project_id: str, job_id: int) -> Record | None:
-        """Everything about one job: how far it is while it is drawn, verdicts, faults, artifacts, decisions, and its
-        neighbours in the chain."""
+        """Everything about one job: how far it is while it is drawn, verdicts, faults, artifacts, decisions, its
+        neighbours in the chain, and what follows from what it met."""
         with reading(self.engine) as connection:
             job = _one(connection, _listing().where(JOB.c.project_id == project_id, VISIBLE, JOB.c.id == job_id))
             if job is None:
@@ -136,7 +136,7 @@ class Insights:
                 "children": _relatives(connection, project_id, JOB.c.parent_job_id == job_id),
             }
         self._explained([found])
-        return found
+        return found | {"advice": waiting.advice(found)}
 
     def running(self, project_id: str, limit: int, batch_id: int | None = None) -> list[Record]:
         """How far the jobs are that are drawn now."""
@@ -176,6 +176,9 @@ class Insights:
         with reading(self.engine) as connection:
             said = _all(connection, select(COMPONENT).order_by(COMPONENT.c.kind, COMPONENT.c.name))
         return [row | {"age_s": max(0.0, now - row["beat_at"])} for row in said]
+
+    def held_up(self) -> list[str]:
+        return waiting.held_up(self.components())
 
     def pool(self) -> list[Record]:
         """Each place for a gang, as its dispatcher last told of it; of one that is away its gangs alone, as silent."""

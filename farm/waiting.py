@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from farm.job import CAUSES, Cause, Payer
+from farm.job import CAUSES, FINAL, MAX_OWN_FAULTS, Cause, Payer, State
 from farm.ports import GangState
 
 STALE_S = 15.0  # a process that has not been heard of for so long is away
 NEEDED = ("dispatcher",)  # without one the farm takes batches, but makes no image
 NONE = "none is running"
+UNJUDGED = "There is no verdict, so nothing is shown."
 SAYS_WHICH = "(`farm models ls` says which)"
 # What a job says: where files lie, and which, is for those alone who run the farm.
 NO_WEIGHTS = f"{Cause.WEIGHTS_MISSING}: its model's files are not on this farm, or cannot be used {SAYS_WHICH}"
@@ -39,6 +40,23 @@ def public(cause: Cause, detail: str) -> str:
     return f"waits for {WAITS[cause]}" if CAUSES[cause] is Payer.ENVIRONMENT else detail
 
 
+def advice(job: Mapping[str, Any]) -> str:
+    """What follows from what a job has met, and what its submitter can do about it."""
+    word = str(job["reason"]).partition(":")[0]
+    if word not in set(Cause) or job["state"] not in (State.QUEUED, State.FAILED):
+        return ""
+    cause = Cause(word)
+    if job["state"] == State.QUEUED:
+        again = "It goes on by itself, and this attempt does not count."
+        own = f"It is tried again by itself; {MAX_OWN_FAULTS} such attempts, and it has failed."
+        then = {Payer.ENVIRONMENT: again, Payer.GANG: "It is tried again by itself."}.get(CAUSES[cause], own)
+    elif cause in FINAL:
+        then = "The same again would fail again: change its line, and submit that."
+    else:
+        then = f"`farm retry job:{job['id']}` tries it again."
+    return f"{UNJUDGED} {then}" if cause is Cause.GATE_ERROR else then
+
+
 def missing(components: Iterable[Mapping[str, Any]]) -> list[str]:
     """What keeps the whole farm from making images, as /readyz says it: of what a process says of itself the causes
     alone, not the details."""
@@ -53,6 +71,12 @@ def missing(components: Iterable[Mapping[str, Any]]) -> list[str]:
         else:
             found.append(f"{kind}: {_silent(some[0]['age_s']) if some else NONE}")
     return found
+
+
+def held_up(components: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the dispatchers say keeps them waiting, with its details: for those who run the farm."""
+    fresh = (one for one in components if one["age_s"] < STALE_S and one["state"] == "waiting")
+    return list(dict.fromkeys(one["detail"] for one in fresh))
 
 
 def _silent(age_s: float) -> str:

@@ -17,6 +17,7 @@ from farm.config import PoolSpec, Settings
 from farm.db import connect, migrate, transact
 from farm.errors import Fault, Unavailable
 from farm.job import Cause
+from farm.job_queue import JobQueue
 from safety.policy import DEMO, load
 
 
@@ -130,3 +131,18 @@ def test_a_policy_of_the_settings_that_is_not_in_force_is_told(tmp_path: Path) -
     assert (found().ok, found(str(DEMO)).ok, found(str(mine)).ok) == (True, True, False)
     assert "in force is demo" in found(str(mine)).detail
     assert "name the policy mine" in found(str(mine)).detail
+
+
+def test_what_holds_the_dispatchers_up_is_told_in_detail(tmp_path: Path) -> None:
+    def found() -> doctor.Check:
+        return doctor._run("work", doctor.CHECKS["work"], Settings(home=tmp_path))
+
+    assert found().ok
+    engine = connect(Settings(home=tmp_path).database_url)
+    migrate(engine)
+    queue = JobQueue(engine)
+    queue.beat("one", "dispatcher", "ready", "2 groups in flight")
+    assert found().ok
+    queue.beat("one", "dispatcher", "waiting", "gate_down: no file /models/clip")
+    engine.dispose()
+    assert (found().ok, found().detail) == (False, "gate_down: no file /models/clip")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from farm.job import CAUSES, Cause, Payer
-from farm.waiting import STALE_S, coming, in_words, lacking, missing, public, warnings
+from farm.job import CAUSES, FINAL, Cause, Payer
+from farm.waiting import STALE_S, UNJUDGED, advice, coming, held_up, in_words, lacking, missing, public, warnings
 
 
 def component(state: str = "ready", detail: str = "", age_s: float = 0.0) -> dict[str, Any]:
@@ -78,3 +78,26 @@ def test_a_model_whose_gang_is_on_its_way_says_so_and_one_with_a_ready_gang_says
 def test_every_outage_is_told_without_where_and_a_jobs_own_trouble_as_it_came(cause: Cause) -> None:
     words = public(cause, "/secret/place")
     assert words.startswith("waits for ") if CAUSES[cause] is Payer.ENVIRONMENT else words == "/secret/place"
+
+
+def test_details_of_what_holds_the_farm_up_are_those_of_dispatchers_that_are_heard_of() -> None:
+    told = [component("waiting", "gate_down: no file x"), component("waiting", "gate_down: no file x")]
+    told += [component(detail="2 groups in flight"), component("waiting", "ray_gone: y", age_s=STALE_S)]
+    assert held_up(told) == ["gate_down: no file x"]
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+@pytest.mark.parametrize("state", ["queued", "failed"])
+def test_a_job_says_what_follows_from_what_it_met(cause: Cause, state: str) -> None:
+    words = advice({"id": 7, "state": state, "reason": f"{cause}: what happened: in detail"})
+    assert ("by itself" in words) is (state == "queued")
+    assert ("farm retry job:7" in words) is (state == "failed" and cause not in FINAL)
+    assert ("does not count" in words) is (state == "queued" and CAUSES[cause] is Payer.ENVIRONMENT)
+    assert words.startswith(UNJUDGED) is (cause is Cause.GATE_ERROR)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"), [("held", "gate_error: x"), ("queued", ""), ("queued", "waits for 3"), ("blocked", "no")]
+)
+def test_where_nothing_was_met_nothing_is_advised(state: str, reason: str) -> None:
+    assert advice({"id": 7, "state": state, "reason": reason}) == ""

@@ -194,6 +194,21 @@ def _models(settings: Settings) -> tuple[bool, str, str]:
     return bool(ready), f"ready: {', '.join(ready) or 'none'}; {told}", "`farm models ls` says which files are missing"
 
 
+def _work(settings: Settings) -> tuple[bool, str, str]:
+    """What keeps the dispatchers from work, in their own words."""
+    from farm.db import connect
+    from farm.insights import Insights
+
+    if not settings.database and not (settings.home / "farm.db").exists():
+        return True, "there was none yet", ""
+    engine = connect(settings.database_url, read_only=True)
+    try:
+        waits = Insights(engine).held_up()
+    finally:
+        engine.dispose()
+    return not waits, "; ".join(waits) or "no dispatcher waits for anything", "mend it: work goes on by itself then"
+
+
 def _gate(settings: Settings) -> tuple[bool, str, str]:
     policy = gate(settings)
     encoder = settings.encoder or "the bundled tiny encoder"
@@ -265,4 +280,5 @@ CHECKS: dict[str, Callable[[Settings], tuple[bool, str, str]]] = {
     "signer": _signer,
     "ray": _ray,
     "api": _api,
+    "work": _work,
 }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dashboard.auth import COOKIE, local_path
 from dashboard.contexts import parts
 from farm.errors import Fault
-from farm.job import Cause, State
+from farm.job import MAX_OWN_FAULTS, Cause, State
 from farm.ports import Outcome
 from tests.api.conftest import World
 
@@ -189,6 +189,27 @@ def test_where_an_outage_lies_is_shown_to_operators_alone(pages: World) -> None:
     for who, seen in (("ours/submitter", False), ("ours/operator", True)):
         text = visit(pages, who).client.get(f"/jobs/{lease.job_id}").text
         assert ("signer_failed: waits for a signer" in text, "/secret/socket" in text) == (True, seen)
+
+
+def test_what_became_of_a_job_without_a_verdict_is_told_with_what_to_do(pages: World) -> None:
+    pages.submit(LINE, LINE)
+    queue = pages.farm.queue
+    queue.beat("one", "dispatcher", "waiting", "gate_down: no file /secret/clip")
+    (waits,) = queue.claim(queue.lanes()[0].id, "test", 1, 30.0)
+    queue.fault(waits, Fault(Cause.GATE_DOWN, "no file /secret/clip"), retry_s=60.0)
+    for _ in range(MAX_OWN_FAULTS):
+        (odd,) = queue.claim(queue.lanes()[0].id, "test", 1, 30.0)
+        queue.fault(odd, Fault(Cause.GATE_ERROR, "the gate gave no verdict: no answer within 120 s"), retry_s=0.0)
+    for who, seen in (("ours/submitter", False), ("ours/operator", True)):
+        client = visit(pages, who).client
+        text = client.get(f"/jobs/{waits.job_id}").text
+        assert "gate_down: waits for the gate" in text
+        assert "this attempt does not count" in text
+        assert ("The dispatcher waits: gate_down: no file /secret/clip" in text) is seen
+        text = client.get(f"/jobs/{odd.job_id}").text
+        assert "no answer within 120 s" in text
+        assert f"There is no verdict, so nothing is shown. <code>farm retry job:{odd.job_id}</code>" in text
+        assert "/secret/clip" not in text
 
 
 def test_what_is_to_be_typed_stands_as_code_and_nothing_else_gets_through(pages: World) -> None:
