@@ -143,6 +143,8 @@ def build_api(settings: Settings) -> FastAPI:
     from farm.db import connect, migrate
     from farm.insights import Insights
     from farm.job_queue import JobQueue
+    from provenance import report
+    from provenance.client import SignerClient
     from provenance.desk import VerifyingDesk
     from provenance.limited import LimitedVerifier
 
@@ -150,11 +152,14 @@ def build_api(settings: Settings) -> FastAPI:
     migrate(engine)
     queue, access, insights = JobQueue(engine), Access(engine), Insights(engine)
     store = open_store(settings)
-    examiner = LimitedVerifier("")  # whether a picture is whole does not depend on who is trusted
+    fit = report.FIT_PARENT | (report.BROKEN if settings.broken_inputs == "record" else frozenset())
+    examiner = LimitedVerifier("", fit=fit)  # whether a picture is whole does not depend on who is trusted
     default = default_model(settings, ready_models(settings))
     desk = VerifyingDesk(settings.home)
     checker = Checker(desk.told, engine, max_bytes=settings.max_upload_mb << 20, public=settings.verify_public)
-    farm = Farm(settings, queue, access, insights, store, catalogue(), default, examiner, checker=checker)
+    salts = SignerClient(settings.signer_socket, timeout=PROBE_S).prompt_salt
+    core = (settings, queue, access, insights, store, catalogue())
+    farm = Farm(*core, default, examiner, checker=checker, prompt_salt=salts)
     api = create_app(farm)
     mount(api, access=access, insights=insights, queue=queue, store=store, checker=checker)
     return api
@@ -258,6 +263,7 @@ for command in (
     batches.resume,
     batches.download,
     verifying.verify,
+    verifying.prompt_proof,
     demo.demo,
     doctor.doctor,
 ):

@@ -198,6 +198,13 @@ class Settings(BaseSettings):
     )
     retry_s: float = Field(5.0, ge=0, description="pause before work is tried again after an outage")
     max_upload_mb: int = Field(64, ge=1, description="largest upload, in MiB")
+    broken_inputs: Literal["refuse", "record"] = Field(
+        "refuse",
+        description="uploads whose content credentials do not hold: refuse, or record that and leave these out",
+    )
+    tell_prompts: str = Field(
+        "", description="projects, with commas between, whose images carry their prompts in clear; empty: none"
+    )
     verify_public: bool = Field(False, description="anyone may verify files here, without a key or a login")
     max_pixels_in: int = Field(50_000_000, ge=1, description="largest input picture, in pixels")
     max_lines: int = Field(1_000_000, ge=1, description="largest batch, in lines")

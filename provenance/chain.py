@@ -78,7 +78,7 @@ def _parsed(piece: bytes) -> x509.Certificate | None:
     try:
         made = x509.load_der_x509_certificate(piece)
         _described(made), made.issuer.rfc4514_string()  # some of what is wrong with one shows only when it is read
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
         return None
     return made
 

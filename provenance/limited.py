@@ -39,8 +39,15 @@ LIMITS, OVERLOADED = "farm.limits", "farm.overloaded"
 class LimitedVerifier:
     """`verify` may be called from several threads; files go through the child one by one."""
 
-    def __init__(self, trust: str, *, seconds: float = 20.0, memory_mb: int = child.MEMORY_MB) -> None:
-        self.trust, self.seconds, self.memory_mb = check_list(trust), seconds, memory_mb
+    def __init__(
+        self,
+        trust: str,
+        *,
+        seconds: float = 20.0,
+        memory_mb: int = child.MEMORY_MB,
+        fit: frozenset[str] = report.FIT_PARENT,
+    ) -> None:
+        self.trust, self.seconds, self.memory_mb, self.fit = check_list(trust), seconds, memory_mb, fit
         self._lock = threading.Lock()
         self._child: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._served = 0
@@ -58,7 +65,7 @@ class LimitedVerifier:
         found, _ = self.as_parent(data, mime, "upload")
         if OVERLOADED in found.codes:
             raise Fault(Cause.OVERLOADED, f"the picture was not verified: {found.sentence}")
-        if found.verdict not in report.FIT_PARENT:
+        if found.verdict not in self.fit:
             fix = "send the file as it was signed, or a copy without content credentials"
             raise BadInput(f"the picture is {found.verdict}. {found.sentence}", field="body", fix=fix)
 

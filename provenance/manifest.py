@@ -6,10 +6,12 @@ approval is `c2pa.opened` and `c2pa.published`. Beside the actions stand our own
 
     org.renderfarm.generation   what it takes to make the image again, and a commitment to the prompt
     org.renderfarm.verdict      what the gate said: policy, encoder, outcome
+    org.renderfarm.input        that an upload's own content credentials did not hold, and so are left out
     org.renderfarm.review       that a person approved it, and under which policy; never who
 
-The prompt itself is not told. The commitment is HMAC-SHA256(salt, prompt) with a salt of that job alone: whoever is
-given the salt can check a prompt against the manifest, and without it nobody can try guesses.
+The prompt itself is not told, unless its project asks for it. The commitment is HMAC-SHA256(salt, prompt) with a salt
+of that job alone: whoever is given the salt can check a prompt against the manifest, and without it nobody can try
+guesses.
 """
 
 from __future__ import annotations
@@ -38,16 +40,30 @@ def source_type(parent: str | None, *, edits: bool) -> str:
     return COMPOSITE if edits and parent != GENERATED else GENERATED
 
 
-def made(job: Job, verdict: Verdict, source: str, salt: bytes, when: dt.datetime, *, edits: bool) -> Manifest:
-    """The manifest of a job's own frame: a generation, or one turn of an edit."""
+def made(
+    job: Job,
+    verdict: Verdict,
+    source: str,
+    salt: bytes,
+    when: dt.datetime,
+    *,
+    edits: bool,
+    tells: bool = False,
+    broken: dict[str, Any] | None = None,
+) -> Manifest:
+    """The manifest of a job's own frame: a generation, or one turn of an edit. `tells`: with the prompt in clear;
+    `broken`: what is wrong with the content credentials of the upload it edits, which are left out."""
     agent = {"name": job.model, "version": verdict.weights[:16]}
     does = {"when": stamp(when), "digitalSourceType": source, "softwareAgent": agent}
     if edits:
         actions = [_opened(), {"action": "c2pa.edited", "description": "Edit by instruction"} | does]
     else:
         actions = [{"action": "c2pa.created", "description": "Text to image"} | does]
-    own = [_created("org.renderfarm.generation", generation(job, verdict, salt)), _verdict(verdict)]
+    about = generation(job, verdict, salt) | ({"prompt": job.prompt} if tells else {})
+    own = [_created("org.renderfarm.generation", about), _verdict(verdict)]
+    own += [_created("org.renderfarm.input", broken)] if broken else []
     made = _manifest(job, [_actions(actions), *own, _mining()])
+    made |= {"ingredients": [_bare(broken)]} if broken else {}
     kind = "-preview" if verdict.stage == Stage.PREVIEW else "-blocked" if verdict.outcome == Outcome.BLOCK else ""
     return made | {"title": f"{job.id}{kind}.{job.format}"}
 
@@ -72,7 +88,7 @@ def generation(job: Job, verdict: Verdict, salt: bytes) -> dict[str, Any]:
         "height": job.height,
         "frame_sha256": verdict.subject,
         "preview": verdict.stage == Stage.PREVIEW,
-        "farm_version": farm_version(),
+        "software": software(),
         "job_id": job.id,
         "batch_id": job.batch_id,
         "output_index": job.index,
@@ -82,6 +98,12 @@ def generation(job: Job, verdict: Verdict, salt: bytes) -> dict[str, Any]:
 
 def commitment(salt: bytes, prompt: str) -> str:
     return hmac.new(salt, prompt.encode(), hashlib.sha256).hexdigest()
+
+
+@cache
+def software() -> dict[str, str]:
+    """What turned the frame into this file."""
+    return {name: version(name) for name in ("renderfarm", "pillow", "c2pa-python")}
 
 
 @cache
@@ -109,6 +131,12 @@ def _actions(actions: list[dict[str, Any]]) -> Manifest:
 
 def _opened() -> dict[str, Any]:
     return {"action": "c2pa.opened", "parameters": {"ingredientIds": [PARENT]}}
+
+
+def _bare(broken: dict[str, Any]) -> Manifest:
+    """An ingredient without a manifest of its own."""
+    title = f"upload, whose own content credentials were {broken['verdict']}"
+    return {"title": title, "format": broken["format"], "relationship": "parentOf", "label": PARENT}
 
 
 def _verdict(verdict: Verdict) -> Manifest:

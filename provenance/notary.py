@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -29,6 +30,8 @@ class Notary:
 
     def __init__(self, settings: Settings, engine: Engine, store: Store) -> None:
         self.home, self.engine, self.store = settings.home, engine, store
+        self.told = {name.strip() for name in settings.tell_prompts.split(",")}
+        self.left_out = report.BROKEN if settings.broken_inputs == "record" else frozenset[str]()
         self.keyring = Keyring(settings)
         self._lock = threading.Lock()
         self._verifier: LimitedVerifier | None = None
@@ -49,11 +52,12 @@ class Notary:
         return self._sign(records.blocked_claim(self.engine, job_id, attempt, frame), frame)
 
     def _sign(self, claim: Claim, frame: Frame) -> Signed:
-        parent, found = self._fetch(claim.parent) if claim.parent else (None, None)
-        source = manifest.source_type(found.source if found else None, edits=parent is not None)
+        parent, source, broken = self._parent(claim.parent)
         signing = self.signing
         salt = signing.keys.prompt_salt(claim.verdict.job_id)
-        made = manifest.made(claim.job, claim.verdict, source, salt, dt.datetime.now(dt.UTC), edits=parent is not None)
+        edits, tells = claim.parent is not None, claim.job.project_id in self.told
+        now = dt.datetime.now(dt.UTC)
+        made = manifest.made(claim.job, claim.verdict, source, salt, now, edits=edits, tells=tells, broken=broken)
         data = labels.encode(frame, claim.job.format, source)
         return signing.sign(made, data, FORMATS[claim.job.format], parent)
 
@@ -96,11 +100,22 @@ class Notary:
                 self._verifier = LimitedVerifier(trust)
             return self._verifier
 
+    def _parent(self, file: ParentFile | None) -> tuple[Parent | None, str, dict[str, Any] | None]:
+        """What is edited, the source type that follows from it, and what is wrong with it if that is only recorded."""
+        if file is None:
+            return None, manifest.source_type(None, edits=False), None
+        parent, found = self._fetch(file)
+        if found.verdict in FIT[file.ours]:
+            return parent, manifest.source_type(found.source, edits=True), None
+        broken = {"verdict": found.verdict, "codes": list(found.codes), "format": file.mime, "sha256": file.key}
+        return None, manifest.source_type(None, edits=True), broken
+
     def _fetch(self, file: ParentFile) -> tuple[Parent, Report]:
-        """The parent's signed bytes, never decoded pixels; refused if they would make their child suspect."""
+        """The parent's signed bytes, never decoded pixels; refused if they would make their child suspect, unless it is
+        a stranger's and the operator wants that recorded."""
         data = self.store.get(file.key)
         found, ingredient = self._examine(data, file)
-        if found.verdict not in FIT[file.ours]:
+        if found.verdict not in FIT[file.ours] and (file.ours or found.verdict not in self.left_out):
             detail = f"{file.title!r} is {found.verdict}: {found.sentence}"
             raise Refused(detail) if file.ours else Fault(Cause.BAD_INPUT, detail)
         return Parent(data, file.mime, file.title, ingredient), found

@@ -24,7 +24,9 @@ TRUSTED, VALID, INVALID = "Trusted", "Valid", "Invalid"
 SUSPECT, NONE, UNREADABLE = "SuspectAncestor", "NoManifest", "Unreadable"
 WORDS = (TRUSTED, VALID, INVALID, SUSPECT, NONE, UNREADABLE)
 FIT_PARENT = frozenset({TRUSTED, VALID, NONE})  # of a stranger's picture: its maker may be unknown, or say nothing
+BROKEN = frozenset({INVALID, SUSPECT})  # of which its credentials are left out, where the operator allows it
 MAX_ANCESTORS = 1000
+GENERATION = "org.renderfarm.generation"
 UNTRUSTED, REVOKED = "signingCredential.untrusted", "signingCredential.revoked"
 # Found in an ancestor, these say that its signer, clock or manifest is not known here; not that it was changed.
 HARMLESS = {
@@ -66,6 +68,7 @@ class Report:
     serial: str | None = None  # of the signer's certificate
     stamped_at: str | None = None  # when it was signed, by a time stamp of someone we trust
     chain: tuple[Certificate, ...] = ()  # the signer's first
+    commitment: str | None = None  # to the prompt, of a picture that a farm has drawn
     anchor: str | None = None  # SHA-256 of the certificate on the trust list at which the chain ends
 
     @property
@@ -105,7 +108,8 @@ def judge(store: dict[str, Any], mime: str) -> Report:
     codes = tuple(dict.fromkeys([*own, *inherited]))
     words = sentence(verdict, signer, codes, ancestors)
     serial, stamped = _serial(active or {}), _stamped(active or {}, store.get("validation_results"))
-    return Report(verdict, words, codes, mime, signer, _source(store), label, None, ancestors, serial, stamped)
+    about = (signer, _source(store), label, None, ancestors, serial, stamped)
+    return Report(verdict, words, codes, mime, *about, commitment=_commitment(store))
 
 
 def _word(state: str | None, own: list[str], *, suspect: bool) -> str:
@@ -227,15 +231,32 @@ def _stamped(manifest: dict[str, Any], *results: dict[str, Any] | None) -> str |
 
 def _source(store: dict[str, Any]) -> str | None:
     """The digital source type of the last action that names one; a manifest that names none speaks for its parent."""
+    for manifest in _speaking(store):
+        types = [action["digitalSourceType"] for action in _actions(manifest) if "digitalSourceType" in action]
+        if types:
+            return str(types[-1])
+    return None
+
+
+def _commitment(store: dict[str, Any]) -> str | None:
+    """That of the last step that drew: an approval speaks of the picture it approves."""
+    for manifest in _speaking(store):
+        for one in manifest.get("assertions") or []:
+            data = one.get("data")
+            if one["label"] == GENERATION and isinstance(data, dict):
+                made = data.get("prompt_commitment")
+                return str(made.get("value")) if isinstance(made, dict) else None
+    return None
+
+
+def _speaking(store: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The active manifest, and while it says nothing, that of its parent and so on."""
     manifests, label, seen = store["manifests"], str(store.get("active_manifest")), set()
     while label in manifests and label not in seen:
         seen.add(label)
-        types = [action["digitalSourceType"] for action in _actions(manifests[label]) if "digitalSourceType" in action]
-        if types:
-            return str(types[-1])
+        yield manifests[label]
         parents = [one for one in _ingredients(manifests, label) if one.get("relationship") == "parentOf"]
         label = str(parents[0].get("active_manifest")) if parents else ""
-    return None
 
 
 def _actions(manifest: dict[str, Any]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from farm.db import connect, migrate
 from farm.job import State
 from farm.ports import Outcome
 from farm.store import open_store
-from provenance import keys
+from provenance import keys, manifest
 from provenance.signing import Signing
 from tests.provenance.test_verify import MANIFEST, encoded
 from tests.queue.conftest import Desk, finished
@@ -153,3 +153,21 @@ def test_what_this_farm_revoked_is_not_trusted_any_more(
         "Invalid",
         {"signingCredential.revoked": "the certificate was revoked"},
     )
+
+
+def test_a_proof_shows_that_this_was_the_prompt(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    salt, prompt = bytes(range(32)), "a rød circle"
+    about = {"prompt_commitment": {"alg": "HMAC-SHA256", "value": manifest.commitment(salt, prompt)}}
+    told = [*MANIFEST["assertions"], {"label": "org.renderfarm.generation", "created": True, "data": about}]
+    made = Signing(keys.init(home)).sign(MANIFEST | {"assertions": told}, encoded("png"), "image/png").data
+    file, proof = tmp_path / "made.png", tmp_path / "proof.json"
+    file.write_bytes(made)
+    for said, code in ((prompt, 0), ("a red square", 1)):
+        proof.write_text(json.dumps({"job_id": 1, "prompt": said, "salt": salt.hex()}))
+        assert _run(["verify", str(file), "--proof", str(proof), "--json"]) == code
+    assert [(row["verdict"], row["prompt_fits"]) for row in rows(capsys)] == [("Trusted", True), ("Trusted", False)]
+    assert _run(["verify", str(file), "--proof", str(proof)]) == 1
+    assert "NOT drawn from this prompt" in capsys.readouterr().out
+    for wrong in ("", "[]", '{"prompt": "a"}', '{"prompt": "a", "salt": "xy"}'):
+        proof.write_text(wrong)
+        assert _run(["verify", str(file), "--proof", str(proof)]) == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -30,6 +30,7 @@ class Farm:
     catalogue: Mapping[str, ModelCard]
     default_model: str | None = None
     checker: Checker = field(kw_only=True)
+    prompt_salt: Callable[[int, str], str] = field(kw_only=True)  # of a job of this project, in hexadecimal
     examiner: Examiner | None = None  # of uploads; without one the signer alone refuses what it cannot sign
 
 

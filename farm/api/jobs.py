@@ -68,6 +68,16 @@ def retry_job(farm: TheFarm, who: Runner, job_id: JobId) -> dict[str, Any]:
     return {"id": job_id, "state": State.QUEUED}
 
 
+@router.get("/jobs/{job_id}/prompt-proof")
+def prompt_proof(farm: TheFarm, who: Runner, job_id: JobId) -> dict[str, Any]:
+    """Fetch what opens the prompt's commitment in the job's image, for whoever is to check that this was the prompt.
+
+    HMAC-SHA256 with `salt` (hexadecimal) as its key, over the UTF-8 of `prompt`, is the commitment's value.
+    """
+    job = _own(farm, who, job_id)
+    return {"job_id": job_id, "prompt": job["prompt"], "salt": farm.prompt_salt(job_id, who.project_id)}
+
+
 @router.get("/jobs/{job_id}/image", response_class=Response)
 def get_image(request: Request, farm: TheFarm, who: Caller, job_id: JobId) -> Response:
     """Fetch the signed file, as it lies in the store.

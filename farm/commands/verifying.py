@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from farm.commands.output import as_json, clean, counted, progress, say
-from farm.commands.session import open_store
+from farm.commands.session import open_client, open_store
 from farm.errors import BadInput, NotFound
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def verify(
     trust: Annotated[
         list[Path] | None, typer.Option(metavar="PEM", help="Whom to trust, once or more; left out: this farm.")
     ] = None,
+    proof: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Was this the prompt? What `farm prompt-proof` said.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON line a file.")] = False,
 ) -> None:
     """Check the provenance of images, or the audit log. Exit code 1 unless every image is Trusted, or the log whole."""
@@ -42,6 +46,7 @@ def verify(
         wrong = f"not {' and '.join(given)} at once" if given else "nothing to verify"
         raise BadInput(wrong, field="FILE|DIR|-", fix="give files, or --published, or --audit")
     settings = config.load()
+    fits = _proof(proof)
     if audit:
         if len(trust or []) > 1:
             raise BadInput("the audit log has one key", field="--trust", fix="give the farm's trust/audit.pem alone")
@@ -52,14 +57,35 @@ def verify(
     rows = _published(settings, lists) if published else _files(settings, paths or [], lists)
     total = trusted = 0
     for row in rows:
-        total, trusted = total + 1, trusted + (row["verdict"] == TRUSTED)
+        row["prompt_fits"] = fits(row["commitment"]) if fits else None
+        total, trusted = total + 1, trusted + (row["verdict"] == TRUSTED and row["prompt_fits"] is not False)
         if json_:
             as_json(row)
         else:
             _show(row)
-    say(f"{trusted} of {total} are {TRUSTED}")
+    say(f"{trusted} of {total} are {TRUSTED}{' and drawn from this prompt' if fits else ''}")
     if trusted < total:
         raise typer.Exit(1)
+
+
+def prompt_proof(job: Annotated[int, typer.Argument(metavar="JOB")]) -> None:
+    """Print a job's prompt and what opens its commitment in the image, as JSON, for `farm verify --proof`."""
+    as_json(open_client().get(f"/api/jobs/{job}/prompt-proof"))
+
+
+def _proof(path: Path | None) -> Callable[[str | None], bool] | None:
+    """Whether a commitment is one to the prompt of this proof."""
+    from provenance.manifest import commitment
+
+    if path is None:
+        return None
+    try:
+        said = json.loads(path.read_text())
+        expected = commitment(bytes.fromhex(said["salt"]), said["prompt"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        fix = "give what `farm prompt-proof JOB` printed"
+        raise BadInput(f"{path} is no proof of a prompt", field="--proof", fix=fix) from error
+    return lambda found: found == expected
 
 
 def _trust_lists(settings: Settings, given: list[Path]) -> TrustLists:
@@ -196,4 +222,6 @@ def _show(row: dict[str, Any]) -> None:
     more += [f"time stamp of {row['stamped_at']}"] if row["stamped_at"] else []
     more += [counted(len(row["ancestors"]), "ancestor")] if row["ancestors"] else []
     more += [f"here it is {row['state']}"] if row["state"] not in (None, "published") else []
+    if row["prompt_fits"] is not None:
+        more.append("drawn from this prompt" if row["prompt_fits"] else "NOT drawn from this prompt")
     print(clean(f"{row['verdict']:<15} {row['path']}: {row['sentence']}{''.join(f' ({one})' for one in more)}"))

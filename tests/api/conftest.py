@@ -84,6 +84,11 @@ class World:
         return State(self.get(f"/api/jobs/{job_id}").json()["state"])
 
 
+def salt_of(job_id: int, project_id: str) -> str:
+    """As the signer would answer."""
+    return f"{project_id} {job_id}".encode().hex()
+
+
 def jsonl(*lines: dict[str, Any]) -> bytes:
     return b"".join(json.dumps({"prompt": "a red circle"} | line).encode() + b"\n" for line in lines)
 
@@ -119,8 +124,8 @@ def world_on(url: str, home: Path, examiner: LimitedVerifier | None = None) -> I
     store = open_store(f"file://{home}/store")
     desk = VerifyingDesk(home)
     checker = Checker(desk.told, engine, max_bytes=settings.max_upload_mb << 20, public=False)
-    read, cards = Insights(engine), CATALOGUE
-    farm = Farm(settings, JobQueue(engine), access, read, store, cards, "tiny", examiner, checker=checker)
+    core = (settings, JobQueue(engine), access, Insights(engine), store, CATALOGUE)
+    farm = Farm(*core, "tiny", examiner, checker=checker, prompt_salt=salt_of)
     with TestClient(create_app(farm)) as client:
         world = World(client, farm)
         for project in ("ours", "theirs"):

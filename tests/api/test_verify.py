@@ -131,3 +131,12 @@ def test_a_sender_that_never_ends_gives_its_place_back(
         assert wire.recv(12) == b"HTTP/1.1 408"
     busy.set()
     assert verify(world, picture()).status_code == 200
+
+
+def test_a_prompt_is_opened_for_its_own_project_alone(world: World) -> None:
+    world.submit({"prompt": "a red circle"})
+    job = world.finish(Outcome.ALLOW)
+    proof = world.get(f"/api/jobs/{job}/prompt-proof").json()
+    assert proof == {"job_id": job, "prompt": "a red circle", "salt": f"ours {job}".encode().hex()}
+    assert world.get(f"/api/jobs/{job}/prompt-proof", "theirs/operator").status_code == 404
+    assert world.get(f"/api/jobs/{job}/prompt-proof", "ours/reviewer").status_code == 403
