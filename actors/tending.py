@@ -66,6 +66,7 @@ class Tending:
                 self.places.setdefault(post.asked, []).extend(some)
         self.demand: Mapping[str, Demand] = {}  # as the dispatcher last told
         self.asking: dict[int, tuple[str, Demand]] = {}  # thread to what it wants drawn
+        self.counts = dict.fromkeys(self.places, 0)  # how many gangs each is to have for what waits
         self.pressed: Mapping[str, str] = {}
         # Model that room is made for, until when it has the first claim, and on which nodes; the first stands first.
         self.helped: dict[str, tuple[float, frozenset[str]]] = {}
@@ -186,7 +187,7 @@ class Tending:
         jobs, work = sum(one.jobs for one in asked), sum(one.work for one in asked)
         demand = Demand(max(told.jobs, jobs), max(told.work, work))
         load_s = max(1.0, min(place.load_s for place in places))
-        count = wanted(demand, load_s, min(place.pace_s for place in places))
+        count = self.counts[asked_for] = wanted(demand, load_s, min(place.pace_s for place in places))
         some = chosen([place.seat(now) for place in places], count, first_alone=self._lacks_beside(places[0].post))
         for number, place in enumerate(places):
             place.wanted = number in some
@@ -220,11 +221,17 @@ class Tending:
                 return True
         elif place.ends:
             self._remove(place, place.ends)
-        elif place.state is GangState.READY and not place.kept and now - place.since > place.spec.idle_s:
+        elif self._idles(place, now):
             self._remove(place, f"no job for {place.spec.idle_s:g} s")
         else:
             self._feel(place, place.gang, now)
         return False
+
+    def _idles(self, place: Place, now: float) -> bool:
+        """While its jobs wait for something else, a signer, say, it stays: they would have it built again."""
+        if place.state is not GangState.READY or place.kept or now - place.since <= place.spec.idle_s:
+            return False
+        return sum(one.gang is not None for one in self.places[place.post.asked]) > self.counts[place.post.asked]
 
     def _may_start(self, place: Place, now: float) -> bool:
         if self.closed.is_set() or place.form.rests_at(now):

@@ -72,6 +72,21 @@ def test_a_pool_grows_by_its_backlog_and_shrinks_only_where_nothing_was_done_for
     assert states(pool, "flat") == ["ready", "ready", "gone"]
 
 
+def test_what_has_work_waiting_stays_however_long_it_idles(pool: Pool) -> None:
+    """A signer that is away for an hour, say, must not have weights loaded again and again."""
+    pool.need({"flat": Demand(2, 1e6)}, {}, Drained())
+    for place in pool.places["flat"]:
+        stand(place)
+        place.since -= place.spec.idle_s + 1
+    pool.tend()
+    assert states(pool, "flat") == ["ready", "gone", "ready"]
+    pool.tend()
+    assert states(pool, "flat") == ["ready", "gone", "ready"]
+    pool.need({}, {}, Drained())
+    pool.tend()
+    assert states(pool, "flat") == ["ready", "gone", "gone"]
+
+
 def test_a_gang_that_no_dispatcher_has_idles_no_longer_than_others(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     left, removed = ["flat.1.ab", "unheard.1.cd"], list[str]()
     for place in pool.places["flat"]:
