@@ -24,6 +24,7 @@ from safety.files import file_hash, folder_hash
 from safety.plain_yaml import plain
 
 DEMO = Path(__file__).parent / "policies" / "demo.yaml"
+FULL = Path(__file__).parent / "policies" / "full.yaml"  # an example for real models
 MAX_BYTES = 1 << 20
 UNKNOWN = "unexpected_keyword_argument"
 

@@ -64,7 +64,7 @@ def readings(prompt: str) -> list[str]:
     joined = re.sub(r"(?<=\w)[^\w\s]+(?=\w)|_", "", text)
     found = [text, joined, text.translate(LEET), joined.translate(LEET)]
     found = [" ".join(words(one)) for one in found]
-    found += [spelled_out(one) for one in found]
+    found += [spelled(one) for one in found for spelled in (spelled_out, spelled_out_after_an_article)]
     return list(dict.fromkeys(found))
 
 
@@ -82,3 +82,8 @@ def words(text: str, also: str = "") -> list[str]:
 def spelled_out(reading: str) -> str:
     """'w e a p o n' as one word; fewer than three letters in a row stay as they are."""
     return re.sub(r"(?<!\S)\w(?: \w){2,}(?!\S)", lambda run: run[0].replace(" ", ""), reading)
+
+
+def spelled_out_after_an_article(reading: str) -> str:
+    """'a w e a p o n' as 'a weapon', not as 'aweapon'."""
+    return re.sub(r"(?<!\S)a (\w(?: \w){2,})(?!\S)", lambda run: f"a {run[1].replace(' ', '')}", reading)

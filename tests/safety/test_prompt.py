@@ -37,6 +37,7 @@ def policy() -> Policy:
         *(f"wea{filler}pon" for filler in "\u3164\u115f\u1160\uffa0"),  # of Hangul: letters, and nothing to see
         "a\u3164weapon",
         "w e a p o n",
+        "a w e a p o n",
         "a w-e-a-p-o-n here",
         "w.e.a.p.o.n",
         "weap0n",
