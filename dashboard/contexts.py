@@ -5,8 +5,9 @@ gallery   images (records of Insights.gallery), older (the id to page on from, o
 batches   batches (BatchView), older, warnings (of all that are shown)
 batch     batch (BatchView), runs (may this person steer it), jobs (records of Insights.jobs), only (the state shown, or
           None), more (to page on from)
-job       job (the record of Insights.job), verdict (of its frame or prompt), picture (may this person see it),
-          scores (and the gate's figures), held_up (what the dispatchers wait for, in detail, for operators)
+job       job (the record of Insights.job), verdict (of its frame or prompt), again (verdicts of later policies on what
+          was judged before), picture (may this person see it), scores (and the gate's figures), held_up (what the
+          dispatchers wait for, in detail, for operators)
 verify    found (the report of the file that was sent, or None), name (what it is called), steps (its ancestors)
 signin    wrong (why the last try failed, or None), after (where to go then)
 error     problem (an RFC 9457 document)
@@ -85,3 +86,15 @@ def page_on(records: list[dict[str, Any]], limit: int) -> tuple[list[dict[str, A
 def steps(ancestors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The ancestors of a file, with how far each stands in from the left: on a phone there is not much room."""
     return [{**one, "indent": min(one["depth"], DEEPEST)} for one in ancestors]
+
+
+def judged_again(verdicts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those on what an earlier one spoke of already: a later policy's."""
+    seen: set[tuple[object, ...]] = set()
+    again = []
+    for verdict in verdicts:
+        subject = tuple(verdict[name] for name in ("attempt", "stage", "subject"))
+        if subject in seen:
+            again.append(verdict)
+        seen.add(subject)
+    return again

@@ -163,6 +163,7 @@ def job(request: Request, the: ThePages, who: Person, job_id: Id) -> Response:
     context["held_up"] = []
     if record["state"] == State.QUEUED and may(who, Deed.OPERATE):
         context["held_up"] = the.insights.held_up()
+    context["again"] = contexts.judged_again(record["verdicts"])
     # Scores would teach a submitter how to pass the gate.
     return render(request, "job.html", person=who, here="batches", scores=may(who, Deed.JUDGE), **context)
 

@@ -8,10 +8,23 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, case, func, literal_column, select, true, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    case,
+    exists,
+    func,
+    literal_column,
+    select,
+    true,
+    union_all,
+)
 
 from farm import waiting
 from farm.db import reading
@@ -31,6 +44,7 @@ from farm.tables import (
     JOB_FAULT,
     LANE,
     NODE,
+    POLICY,
     PROGRESS,
     VERDICT,
 )
@@ -38,21 +52,31 @@ from farm.waiting import STALE_S
 
 Record = dict[str, Any]
 COUNTED_FOR_S = 5.0
+JUDGED_FOR_S = 30.0
 SILENT = "silent"  # the state of a gang whose dispatcher is away: what it said is no longer known to be true
 RUNNING_SHOWN = 5  # of a batch
 HIDDEN = ("staging", "discarded")
 # How counts are told: what was made first, what is still to come last.
 ENDED_FIRST = sorted(State, key=lambda state: state in UNSETTLED)
 VISIBLE = BATCH.c.state.not_in(HIDDEN)
+
+
+def _forbidden(job_id: ColumnElement[int]) -> ColumnElement[bool]:
+    """Is its picture, or what it was made from, on a list of what nobody may see? Then nobody does, in any state."""
+    met = VERDICT.alias("met")
+    return exists().where(met.c.job_id == job_id, met.c.illegal, met.c.stage != str(Stage.PREVIEW))
+
+
 # Whoever sent what is on an illegal list learns nothing of the list.
 CONCEPT = case((~VERDICT.c.illegal, VERDICT.c.concept)).label("concept")
 UNTOLD = ("embedding", "pdq", "illegal", "concept")
-SAID = [*(column for column in VERDICT.c if column.name not in UNTOLD), CONCEPT]
+SAID = [*(column for column in VERDICT.c if column.name not in UNTOLD), CONCEPT, POLICY.c.name.label("policy_name")]
+JUDGED = select(*SAID).outerjoin(POLICY, POLICY.c.hash == VERDICT.c.policy).order_by(VERDICT.c.id)
 # What a list shows of each job; `sha256` is the file's, because the store is content-addressed.
 LISTED = [
     *(column for column in JOB.c if column.name not in ("owner", "lane_id", "forgiven", "verdict_id")),
     VERDICT.c.id.label("verdict_id"),
-    ARTIFACT.c.key.label("sha256"),
+    case((~_forbidden(JOB.c.id), ARTIFACT.c.key)).label("sha256"),
     ARTIFACT.c.mime.label("mime"),
     ARTIFACT.c.bytes.label("bytes"),
     VERDICT.c.outcome.label("verdict"),
@@ -73,6 +97,7 @@ class Insights:
         self.engine, self.clock = engine, clock
         self._counting = threading.Lock()
         self._counted: tuple[float, dict[str, int]] | None = None
+        self._judged: tuple[float, list[tuple[str, str, str, int]]] | None = None
 
     def batches(self, project_id: str, before: int | None = None, limit: int = 50) -> list[Record]:
         query = select(BATCH).where(BATCH.c.project_id == project_id, VISIBLE).order_by(BATCH.c.id.desc()).limit(limit)
@@ -122,7 +147,7 @@ class Insights:
                 return None
             found = job | {
                 "progress": _one(connection, self._running(project_id).where(JOB.c.id == job_id)),
-                "verdicts": _all(connection, select(*SAID).where(VERDICT.c.job_id == job_id).order_by(VERDICT.c.id)),
+                "verdicts": _all(connection, JUDGED.where(VERDICT.c.job_id == job_id)),
                 "faults": _all(
                     connection, select(JOB_FAULT).where(JOB_FAULT.c.job_id == job_id).order_by(JOB_FAULT.c.id)
                 ),
@@ -268,6 +293,27 @@ class Insights:
             if self._counted is None or abs(self.clock() - self._counted[0]) >= COUNTED_FOR_S:
                 self._counted = self.clock(), self.counts()
             return self._counted[1]
+
+    def farm_verdicts(self) -> list[tuple[str, str, str, int]]:
+        """Stage, outcome, concept, and how many verdicts of the whole farm were so; half a minute old at most. What is
+        on an illegal list counts without the name of the list."""
+        with self._counting:
+            if self._judged is None or abs(self.clock() - self._judged[0]) >= JUDGED_FOR_S:
+                self._judged = self.clock(), self._verdicts()
+            return self._judged[1]
+
+    def _verdicts(self) -> list[tuple[str, str, str, int]]:
+        """All of them from the index of these three; the few illegal ones, which it does not tell, from theirs."""
+        groups = [VERDICT.c[name] for name in ("stage", "outcome", "concept")]
+        query = select(*groups, func.count().label("verdicts")).select_from(VERDICT).group_by(*groups)
+        counts: Counter[tuple[str, str, str]] = Counter()
+        with reading(self.engine) as connection:
+            for row in connection.execute(query):
+                counts[row.stage, row.outcome, row.concept or ""] += row.verdicts
+            for row in connection.execute(query.where(literal_column("illegal"))):
+                counts[row.stage, row.outcome, row.concept or ""] -= row.verdicts
+                counts[row.stage, row.outcome, ""] += row.verdicts
+        return [(*said, count) for said, count in sorted(counts.items()) if count]
 
     def illegal(self) -> int:
         """How many pictures were on a list of what nobody may see, in the whole farm."""

@@ -321,6 +321,21 @@ def test_ready_means_that_a_dispatcher_works(world: World) -> None:
     assert world.client.get("/readyz").status_code == 200
 
 
+def test_metrics_count_verdicts_and_name_no_illegal_list(world: World) -> None:
+    world.submit({}, {}, {})
+    world.finish(Outcome.ALLOW)
+    world.finish(Outcome.BLOCK, concept="red-triangle")
+    world.finish(Outcome.BLOCK, concept="secret-list", illegal=True)
+    text = world.client.get("/metrics").text
+    said = {line for line in text.splitlines() if line.startswith("farm_verdicts_total{")}
+    assert said == {
+        'farm_verdicts_total{concept="",outcome="allow",stage="frame"} 1.0',
+        'farm_verdicts_total{concept="red-triangle",outcome="block",stage="frame"} 1.0',
+        'farm_verdicts_total{concept="",outcome="block",stage="frame"} 1.0',
+    }
+    assert "secret-list" not in text
+
+
 def test_metrics_count_jobs_in_every_state(world: World) -> None:
     world.submit({})
     text = world.client.get("/metrics").text

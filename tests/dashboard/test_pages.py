@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ from hypothesis import strategies as st
 
 from dashboard.auth import COOKIE, local_path
 from dashboard.contexts import parts
+from farm import rescan, rules
+from farm.db import transact
 from farm.errors import Fault
 from farm.job import MAX_OWN_FAULTS, Cause, State
-from farm.ports import Outcome
+from farm.ports import Kept, Outcome, Verdict
 from tests.api.conftest import World
 
 LINE = {"prompt": "a red <circle> & more", "width": 64, "height": 64}
@@ -221,3 +225,48 @@ def test_what_is_to_be_typed_stands_as_code_and_nothing_else_gets_through(pages:
     assert "render_error: run <code>df &lt;i&gt;</code> &amp; &lt;b&gt;look&lt;/b&gt;" in text
     assert "no image is made now: the farm waits for the dispatcher" in text
     assert "no image is made now" in pages.client.get("/").text
+
+
+LATER = '{"name": "later"}'
+
+
+def withdraw(world: World, *, illegal: bool = False) -> None:
+    """As an activation of a policy does that blocks everything."""
+    engine, stands = world.farm.queue.engine, (rules.hash_of(LATER), "")
+
+    def judge(kept: Sequence[Kept]) -> list[Verdict | Fault]:
+        said: dict[str, Any] = {"concept": "swords", "margin": 0.123, "probability": 0.987, "illegal": illegal}
+        said |= {"reason": "Swords are not shown."}
+        return [Verdict(one.stage, one.subject, Outcome.BLOCK, stands[0], "e", **said) for one in kept]
+
+    transact(engine, lambda one: rules.put(one, rules.ACTIVE, LATER, "ann", "ours", 0.0))
+    (found,) = rescan.pages(engine, judge, stands)
+    rescan.settle(engine, found, stands, "ann", time.time)
+
+
+def test_a_picture_that_a_later_policy_withdrew_says_so_in_words_and_without_scores(pages: World) -> None:
+    pages.submit(LINE)
+    job = pages.finish(Outcome.ALLOW)
+    withdraw(pages)
+    seen = {who: visit(pages, f"ours/{who}").client.get(f"/jobs/{job}").text for who in ("reviewer", "submitter")}
+    for text in seen.values():
+        for words in ("Judged again", "Swords are not shown.", "later", rules.hash_of(LATER)[:16]):
+            assert words in text
+    assert ("Withdrawn" in seen["submitter"], "Not made yet" in seen["submitter"]) == (True, False)
+    assert ("0.99" in seen["submitter"], "0.99" in seen["reviewer"]) == (False, True)
+    assert pages.client.get(f"/images/{job}").status_code == 404
+    told = pages.get(f"/api/jobs/{job}").json()
+    assert [(one["policy_name"], one["outcome"]) for one in told["verdicts"]] == [(None, "allow"), ("later", "block")]
+    assert "margin" not in told["verdicts"][1]
+
+
+@pytest.mark.parametrize("outcome", [Outcome.ALLOW, Outcome.REVIEW])
+def test_what_nobody_may_see_is_shown_to_no_reviewer_in_any_state(pages: World, outcome: Outcome) -> None:
+    pages.submit(LINE)
+    job = pages.finish(outcome)
+    reviewer = visit(pages, "ours/reviewer")
+    assert reviewer.client.get(f"/images/{job}").status_code == 200
+    withdraw(pages, illegal=True)
+    assert reviewer.client.get(f"/images/{job}").status_code == 404
+    assert f"/images/{job}" not in reviewer.client.get(f"/jobs/{job}").text
+    assert pages.get(f"/api/jobs/{job}/image", "ours/reviewer").status_code == 409
