@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 models = typer.Typer(help="The models the farm knows, and the files they need.")
 BENCHES = {
     "queue": "benchmarks.queue",
+    "sign": "benchmarks.sign",
     "denoise": "benchmarks.denoise",
     "pool": "benchmarks.pool",
     "safety": "benchmarks.safety",
@@ -168,7 +169,9 @@ def _size(nbytes: int) -> str:
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
-def bench(context: typer.Context, name: Annotated[str, typer.Argument(metavar="queue|denoise|pool|safety")]) -> None:
+def bench(
+    context: typer.Context, name: Annotated[str, typer.Argument(metavar="queue|denoise|pool|safety|sign")]
+) -> None:
     """Measure. `farm bench NAME --help` shows the options of each. Without the farm: `python -m benchmarks.denoise`."""
     if name not in BENCHES:
         raise BadInput(f"no benchmark {name!r}", field="NAME", fix=nearest(name, BENCHES))
