@@ -26,6 +26,7 @@ BESIDE = 64  # pictures of one line, at most; a line's jobs follow one another w
 DEEPEST = 100  # edits of edits
 PAGE = 1000  # verdicts looked at together
 FARTHEST = 20 * PAGE  # of the whole farm: what was judged before is too long ago to make a spike
+PAUSABLE = (State.WAITING, State.QUEUED)  # what is drawn already ends
 COMING = (State.WAITING, State.QUEUED, State.LEASED)
 BLOCKS = "it was blocked"
 REJECTS = "a person rejected it"
@@ -125,7 +126,7 @@ def doubts_of(connection: Connection, jobs: Iterable[int]) -> dict[int, str]:
 
 def _pause_at_spike(connection: Connection, project_id: str, batch_id: int, spike: Spike, by: str, now: float) -> None:
     batch = connection.execute(select(BATCH).where(BATCH.c.id == batch_id).with_for_update()).one()
-    left = select(JOB.c.id).where(JOB.c.batch_id == batch_id, JOB.c.state.in_(COMING)).limit(1)
+    left = select(JOB.c.id).where(JOB.c.batch_id == batch_id, JOB.c.state.in_(PAUSABLE)).limit(1)
     if batch.state != "open" or connection.execute(left).first() is None:
         return
     blocked = _last_judged(connection, batch_id, batch.forgiven, spike.of_last)

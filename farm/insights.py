@@ -67,6 +67,7 @@ def _forbidden(job_id: ColumnElement[int]) -> ColumnElement[bool]:
     return exists().where(met.c.job_id == job_id, met.c.illegal, met.c.stage != str(Stage.PREVIEW))
 
 
+TOLD = [column for column in BATCH.c if column.name != "forgiven"]
 # Whoever sent what is on an illegal list learns nothing of the list.
 CONCEPT = case((~VERDICT.c.illegal, VERDICT.c.concept)).label("concept")
 UNTOLD = ("embedding", "pdq", "illegal", "concept")
@@ -100,7 +101,7 @@ class Insights:
         self._judged: tuple[float, list[tuple[str, str, str, int]]] | None = None
 
     def batches(self, project_id: str, before: int | None = None, limit: int = 50) -> list[Record]:
-        query = select(BATCH).where(BATCH.c.project_id == project_id, VISIBLE).order_by(BATCH.c.id.desc()).limit(limit)
+        query = select(*TOLD).where(BATCH.c.project_id == project_id, VISIBLE).order_by(BATCH.c.id.desc()).limit(limit)
         query = query if before is None else query.where(BATCH.c.id < before)
         with reading(self.engine) as connection:
             batches = _all(connection, query)
@@ -110,7 +111,7 @@ class Insights:
     def batch(self, project_id: str, batch_id: int) -> Record | None:
         """The batch, its counts per state, whether it is settled, what its unsettled jobs wait for, and how far the
         first of those are that are drawn now."""
-        query = select(BATCH).where(BATCH.c.project_id == project_id, BATCH.c.id == batch_id, VISIBLE)
+        query = select(*TOLD).where(BATCH.c.project_id == project_id, BATCH.c.id == batch_id, VISIBLE)
         with reading(self.engine) as connection:
             batch = _one(connection, query)
             if batch is None:

@@ -141,7 +141,7 @@ def paused(desk: Desk, batch: int) -> str:
 def test_a_spike_pauses_the_batch_once_for_the_same_frames(desk: Desk) -> None:
     policy(desk, SPIKE)
     batch, other = desk.submit(count=12), desk.submit(count=2)
-    leases = [lease for lease in desk.claim(limit=14) if lease.batch_id == batch]
+    leases = [lease for lease in desk.claim(limit=11) if lease.batch_id == batch]
     ends = iter(leases)
     judge(desk, next(ends), Outcome.BLOCK)
     judge(desk, next(ends), Outcome.BLOCK)

@@ -16,7 +16,7 @@ from farm.digests import read
 from farm.errors import BadInput, Conflict, NotFound
 from farm.job import State
 from farm.job_queue import NewJob
-from farm.ports import Outcome, Stage
+from farm.ports import Lease, Outcome, Stage
 from farm.purge import purge
 from farm.store import open_store
 from tests.queue.conftest import SPEC, Desk, frame_of, verdict
@@ -135,6 +135,28 @@ def test_what_is_illegal_is_told_to_operators_alone(desk: Desk) -> None:
     assert "worst" not in json.dumps(desk.insights.jobs("ours"))
 
 
+def test_a_picture_that_turns_out_illegal_is_shown_no_more(desk: Desk) -> None:
+    batch = desk.submit(count=2)
+    leases = desk.claim()
+    for lease in leases:
+        assert desk.publish(lease)
+    forge_illegal(desk, leases[0])
+    shown = [job["sha256"] for job in desk.insights.jobs("ours", batch)]
+    assert (shown[0], shown[1] is None) == (None, False)
+
+
+def forge_illegal(desk: Desk, lease: Lease) -> None:
+    """As a rescan writes it."""
+    columns = "project_id, job_id, attempt, stage, subject, outcome, policy, encoder, reason, gang, weights, created_at"
+    desk.sql(
+        f"INSERT INTO verdict ({columns}, illegal) VALUES"
+        " ('ours', :job, 1, 'frame', :subject, 'block', 'new', '', '', '', '', 0, :yes)",
+        job=lease.job_id,
+        subject=frame_of(lease),
+        yes=True,
+    )
+
+
 def test_what_is_illegal_leaves_the_store_and_so_do_its_copies(desk: Desk, tmp_path: Path) -> None:
     store, access = open_store(f"file://{tmp_path}/store"), Access(desk.engine, desk.clock)
     access.create_project("theirs")
@@ -173,13 +195,6 @@ def test_a_picture_that_a_new_list_finds_leaves_the_store(desk: Desk, tmp_path: 
         path = Path(store._path(key))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"a picture")
-    columns = "project_id, job_id, attempt, stage, subject, outcome, policy, encoder, reason, gang, weights, created_at"
-    desk.sql(
-        f"INSERT INTO verdict ({columns}, illegal) VALUES"
-        " ('ours', :job, 1, 'frame', :subject, 'block', 'new', '', '', '', '', 0, :yes)",
-        job=leases[0].job_id,
-        subject=frame_of(leases[0]),
-        yes=True,
-    )
+    forge_illegal(desk, leases[0])
     assert purge(desk.engine, store, 0) == 1
     assert [store.has(key) for key in keys] == [False, True]
