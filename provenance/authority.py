@@ -20,7 +20,17 @@ from cryptography.x509.oid import NameOID
 from farm.errors import BadInput, Conflict, FarmError, nearest
 from farm.ports import Frame
 from provenance import certificates, keys, labels, manifest
-from provenance.keyfiles import alone, certificates_in, is_open, pem, private_bytes, read_key, write_key, write_whole
+from provenance.keyfiles import (
+    alone,
+    certificates_in,
+    pem,
+    private_bytes,
+    read_key,
+    rests,
+    token_of,
+    write_key,
+    write_whole,
+)
 from provenance.keys import LOCK, MAKERS, Keys
 from provenance.signing import Signing
 
@@ -46,7 +56,7 @@ class Held:
     subject: str
     not_before: str
     not_after: str
-    rests: str  # encrypted, open, or where no key is held: nowhere
+    rests: str  # encrypted, open, token, or where no key is held: nowhere
 
 
 def held(home: Path) -> list[Held]:
@@ -56,37 +66,42 @@ def held(home: Path) -> list[Held]:
         path = home / "keys" / f"{role}.pem"
         if path.exists():
             made = certificates_in(private_bytes(path))[0]
-            found.append(_held(role, "in use", made, no_longer, "open" if is_open(path) else "encrypted"))
+            found.append(_held(role, "in use", made, no_longer, rests(path)))
     found += [_held("leaf", "past", made, no_longer) for made in keys.past(home)]
     return found + [_held("root", "trusted", made, no_longer) for made in keys.added(home)]
 
 
-def _held(role: str, state: str, made: x509.Certificate, no_longer: dict[str, float], rests: str = "nowhere") -> Held:
+def _held(role: str, state: str, made: x509.Certificate, no_longer: dict[str, float], where: str = "nowhere") -> Held:
     serial = str(made.serial_number)
     subject = made.subject.rfc4514_string()
     life = made.not_valid_before_utc.isoformat(), made.not_valid_after_utc.isoformat()
-    return Held(role, "revoked" if serial in no_longer else state, keys.kind_of(made), serial, subject, *life, rests)
+    return Held(role, "revoked" if serial in no_longer else state, keys.kind_of(made), serial, subject, *life, where)
 
 
-def rotate(home: Path, passphrase: bytes | None, role: str = "leaf", algorithm: str = "") -> x509.Certificate:
-    """A new key in place of this one, and of those that it certified. What was signed stays Trusted."""
+def rotate(
+    home: Path, passphrase: bytes | None, role: str = "leaf", algorithm: str = "", token: str = ""
+) -> x509.Certificate:
+    """A new key in place of this one, and of those that it certified. What was signed stays Trusted. A leaf that is
+    made in a token is made there again the next time."""
     if role not in ROTATED:
         raise BadInput(f"no key of the farm is called {role!r}", field="role", fix=nearest(role, ROTATED))
     if algorithm and (algorithm not in MAKERS or role != "leaf"):
         fix = nearest(algorithm, MAKERS) if role == "leaf" else "the others keep theirs"
         raise BadInput(f"{algorithm!r} cannot be chosen for {role}", field="algorithm", fix=fix)
+    if token and role != "leaf":
+        raise BadInput("the leaf alone rests in a token", field="token", fix="encrypt the others with a passphrase")
     now = keys.init(home, passphrase=passphrase)
     if "leaf" in ROTATED[role] and now.foreign:
         fix = "ask it for another with `farm keys csr`, and give its answer to `farm keys rotate --certificate`"
         raise Conflict("the signer's certificate is another authority's", fix=fix)
     with alone(home / "keys" / LOCK):
-        made = [_make(home, one, passphrase, algorithm if one == "leaf" else "") for one in ROTATED[role]]
+        made = [_make(home, one, passphrase, algorithm if one == "leaf" else "", token) for one in ROTATED[role]]
         return made[0]
 
 
-def _make(home: Path, role: str, passphrase: bytes | None, algorithm: str) -> x509.Certificate:
+def _make(home: Path, role: str, passphrase: bytes | None, algorithm: str, token: str) -> x509.Certificate:
     if role != "root":
-        return keys.make(home, role, ABOVE[role], passphrase, algorithm)
+        return keys.make(home, role, ABOVE[role], passphrase, algorithm, token)
     path = home / "keys" / "root.pem"
     old_key, old = read_key(path, passphrase)
     key = MAKERS[keys.kind_of(old_key)]()
@@ -97,7 +112,7 @@ def _make(home: Path, role: str, passphrase: bytes | None, algorithm: str) -> x5
     return made
 
 
-def request(home: Path, passphrase: bytes | None, names: dict[str, str], algorithm: str = "") -> str:
+def request(home: Path, passphrase: bytes | None, names: dict[str, str], algorithm: str = "", token: str = "") -> str:
     """A new key, and what another authority needs to certify it. The key in use stays until the answer is given."""
     now = keys.init(home, passphrase=passphrase)
     kind = algorithm or now.algorithm
@@ -108,7 +123,7 @@ def request(home: Path, passphrase: bytes | None, names: dict[str, str], algorit
         subject = x509.Name([x509.NameAttribute(oids[part], said) for part, said in names.items()])
     except ValueError as error:
         raise BadInput(str(error), field="subject", fix="a country is two letters, such as DE") from error
-    key = MAKERS[kind]()
+    key = keys.new_key(kind, token or token_of(home / "keys" / "leaf.pem"), passphrase)
     write_key(home / "keys" / NEXT, key, [], passphrase)
     return certificates.request(key, subject).public_bytes(Encoding.PEM).decode()
 

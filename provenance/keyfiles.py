@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from farm.config import Settings
 from farm.errors import BadInput, Unavailable
+from provenance import tokens
 from provenance.certificates import PrivateKey
 
 SEALED = b"farm sealed 1\n"  # then 16 bytes of salt, 12 of nonce, and the secret in AES-GCM
+IN_TOKEN = re.compile(rb"^Key: (pkcs11:.+)$", re.MULTILINE)
 ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
 PATIENCE_S = 10.0
 
@@ -47,6 +50,8 @@ def passphrase_of(settings: Settings) -> bytes | None:
 def read_key(path: Path, passphrase: bytes | None) -> tuple[PrivateKey, list[x509.Certificate]]:
     """A private key, and the certificates that stand behind it."""
     data = private_bytes(path)
+    if token := IN_TOKEN.search(data):
+        return tokens.find(token[1].decode(), passphrase), certificates_in(data)
     sealed = ENCRYPTED in data
     if sealed and passphrase is None:
         raise _locked(path)
@@ -62,11 +67,14 @@ def read_key(path: Path, passphrase: bytes | None) -> tuple[PrivateKey, list[x50
 def write_key(
     path: Path, key: PrivateKey, chain: Sequence[x509.Certificate], passphrase: bytes | None, note: bytes = b""
 ) -> None:
-    """`note` is a line of plain text above all."""
+    """`note` is a line of plain text above all. Of a key in a token where it is found."""
     kind = serialization.PrivateFormat.PKCS8
     how = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
-    data = note + key.private_bytes(serialization.Encoding.PEM, kind, how) + "".join(map(pem, chain)).encode()
-    write_whole(path, data, 0o600)
+    if isinstance(key, tokens.TokenKey):
+        itself = f"Key: {key.uri}\n".encode()
+    else:
+        itself = key.private_bytes(serialization.Encoding.PEM, kind, how)
+    write_whole(path, note + itself + "".join(map(pem, chain)).encode(), 0o600)
 
 
 def read_secret(path: Path, passphrase: bytes | None) -> bytes:
@@ -89,10 +97,18 @@ def write_secret(path: Path, secret: bytes, passphrase: bytes | None) -> None:
     write_whole(path, secret, 0o600)
 
 
-def is_open(path: Path) -> bool:
-    """Whether it can be read without a passphrase."""
+def rests(path: Path) -> str:
+    """How a secret rests there."""
     data = private_bytes(path)
-    return ENCRYPTED not in data and not data.startswith(SEALED)
+    if IN_TOKEN.search(data):
+        return "token"
+    return "encrypted" if ENCRYPTED in data or data.startswith(SEALED) else "open"
+
+
+def token_of(path: Path) -> str:
+    """The URI of the key, if it is in a token."""
+    found = IN_TOKEN.search(private_bytes(path)) if path.exists() else None
+    return found[1].decode() if found else ""
 
 
 def private_bytes(path: Path) -> bytes:

@@ -37,16 +37,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 
 from farm.errors import BadInput, Unavailable, nearest
-from provenance import heads
+from provenance import heads, tokens
 from provenance.certificates import PrivateKey, certificate, due
 from provenance.keyfiles import (
     alone,
     certificates_in,
-    is_open,
     pem,
     private_bytes,
     read_key,
     read_secret,
+    rests,
+    token_of,
     write_key,
     write_secret,
     write_whole,
@@ -137,6 +138,10 @@ def load(home: Path, passphrase: bytes | None = None) -> Keys:
     )
 
 
+def new_key(algorithm: str, token: str, passphrase: bytes | None) -> PrivateKey:
+    return tokens.make(token, passphrase, algorithm) if token else MAKERS[algorithm]()
+
+
 def _read_p256(path: Path, passphrase: bytes | None) -> tuple[ec.EllipticCurvePrivateKey, list[x509.Certificate]]:
     key, chain = read_key(path, passphrase)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -144,13 +149,16 @@ def _read_p256(path: Path, passphrase: bytes | None) -> tuple[ec.EllipticCurvePr
     return key, chain
 
 
-def make(home: Path, role: str, above: str, passphrase: bytes | None, algorithm: str = "") -> x509.Certificate:
-    """A new key of this role, certified by the one above; the leaf that it replaces is remembered."""
+def make(
+    home: Path, role: str, above: str, passphrase: bytes | None, algorithm: str = "", token: str = ""
+) -> x509.Certificate:
+    """A new key of this role, certified by the one above; the leaf that it replaces is remembered. It is made where
+    that one was, or in this token."""
     folder, path = home / "keys", home / "keys" / f"{role}.pem"
     issuer_key, issuers = read_key(folder / f"{above}.pem", passphrase)
     before = certificates_in(private_bytes(path)) if path.exists() else []
     kind = algorithm or ("es256" if role == "stamps" else kind_of(before[0] if before else issuer_key))
-    key = MAKERS[kind]()
+    key = new_key(kind, token or token_of(path), passphrase)
     made = certificate(role, key.public_key(), issuers[0], issuer_key)
     if role == "leaf":
         remember(home, before[:1])
@@ -239,7 +247,7 @@ def is_foreign(leaf: Path) -> bool:
 def _seal(folder: Path, passphrase: bytes) -> None:
     """Encrypt what lay open until a passphrase was set."""
     for path in [*folder.glob("*.pem"), folder / "salt.key"]:
-        if path.name in PUBLIC_PARTS or not is_open(path):
+        if path.name in PUBLIC_PARTS or rests(path) != "open":
             continue
         if path.suffix == ".pem":
             note = FOREIGN if is_foreign(path) else b""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import threading
 from dataclasses import dataclass
 
 from c2pa import Builder, C2paError, C2paSigningAlg, Signer
 
-from farm.errors import Fault
+from farm.errors import FarmError, Fault
 from farm.job import Cause
 from farm.ports import Signed
 from provenance import report
@@ -72,17 +73,32 @@ class Signing:
     def __init__(self, keys: Keys, stamps: Stamps | None = None) -> None:
         self.keys, self.stamps = keys, stamps
         self._context = context(keys.trust)
-        self._bare = Signer.from_callback(keys.sign, ALGORITHMS[keys.algorithm], keys.chain)
+        self._met = threading.local()  # what went wrong in the callback of this thread's signature
+        self._bare = Signer.from_callback(self._sign, ALGORITHMS[keys.algorithm], keys.chain)
         self._signer = self._bare
         if stamps is not None:
-            self._signer = Signer.from_callback(keys.sign, ALGORITHMS[keys.algorithm], keys.chain, stamps.url)
+            self._signer = Signer.from_callback(self._sign, ALGORITHMS[keys.algorithm], keys.chain, stamps.url)
+
+    def _sign(self, data: bytes) -> bytes:
+        """The library tells of a callback that fails only that the signature is not valid."""
+        try:
+            return self.keys.sign(data)
+        except FarmError as error:
+            self._met.error = error
+            raise
 
     def sign(self, manifest: Manifest, data: bytes, mime: str, parent: Parent | None = None) -> Signed:
         try:
             signed, store = self._build(self._signer, manifest, data, mime, parent)
         except C2paError as error:
+            self._blame_key()
             signed, store = self._build_bare(error, manifest, data, mime, parent)
         return self._read_back(signed, mime, hashlib.sha256(store).hexdigest())
+
+    def _blame_key(self) -> None:
+        met, self._met.error = getattr(self._met, "error", None), None
+        if met is not None:
+            raise Fault(Cause.SIGNER_FAILED, f"the key does not sign: {met}") from met
 
     def _build(
         self, signer: Signer, manifest: Manifest, data: bytes, mime: str, parent: Parent | None

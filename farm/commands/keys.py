@@ -26,6 +26,10 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 By = Annotated[str, typer.Option(metavar="NAME", help="Who answers for it; left out: the user of this machine.")]
 Algorithm = Annotated[str, typer.Option(help="es256 or ed25519; left out: as before.")]
 
+Token = Annotated[
+    str, typer.Option(metavar="URI", help="A PKCS#11 token to make the key in: pkcs11:token=NAME?module-path=FILE.")
+]
+
 
 class Record(Protocol):
     def __call__(self, action: str, subject: str, /, **data: Any) -> None: ...
@@ -68,6 +72,7 @@ def rotate(
     certificate: Annotated[
         Path | None, typer.Option(metavar="PEM", help="Another authority's answer to `farm keys csr`, to sign with.")
     ] = None,
+    token: Token = "",
     by: By = "",
     json_: Json = False,
 ) -> None:
@@ -77,7 +82,7 @@ def rotate(
     settings, passphrase = _opened()
     with _recorded(settings, by) as record:
         if certificate is None:
-            made = authority.rotate(settings.home, passphrase, role, algorithm)
+            made = authority.rotate(settings.home, passphrase, role, algorithm, _token(token))
         else:
             made = authority.install(settings.home, passphrase, _certificates(certificate, "--certificate"))
         record("rotate key", f"certificate {made.serial_number}", role=role)
@@ -117,6 +122,7 @@ def csr(
     organization: Annotated[str, typer.Option(help="Who you are.")],
     country: Annotated[str, typer.Option(help="Two letters.")],
     algorithm: Algorithm = "",
+    token: Token = "",
     by: By = "",
     json_: Json = False,
 ) -> None:
@@ -126,7 +132,7 @@ def csr(
     settings, passphrase = _opened()
     names = {"country": country, "organization": organization, "name": name}
     with _recorded(settings, by) as record:
-        made = authority.request(settings.home, passphrase, names, algorithm)
+        made = authority.request(settings.home, passphrase, names, algorithm, _token(token))
         record("request certificate", f"signer {name}", **names)
     if json_:
         as_json({"csr": made})
@@ -157,6 +163,12 @@ def trust(
         as_json(found)
     else:
         print(found["pem"], end="")
+
+
+def _token(uri: str) -> str:
+    from provenance import tokens
+
+    return tokens.check(uri) if uri else ""
 
 
 def _opened() -> tuple[Settings, bytes | None]:
