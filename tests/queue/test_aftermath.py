@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Engine
 
 from farm import aftermath, audit, rules
 from farm.aftermath import Clauses, Spike, clauses_of
 from farm.db import transact
 from farm.errors import Fault
 from farm.job import Cause
-from farm.job_queue import NewJob
+from farm.job_queue import Finished, NewJob
 from farm.ports import Lease, Outcome, Stage
 from tests.queue.conftest import SPEC, Desk, finished, frame_of, verdict
 
@@ -109,6 +113,32 @@ def test_a_persons_rejection_confirms_a_block_and_an_approved_one_stands(desk: D
     desk.queue.decide(doubted.job_id, desk.job(doubted.job_id)["artifact_id"], "reject", "bo", "no")
     assert states(desk, [shown, doubted, approved]) == ["held", "rejected", "published"]
     assert "a person rejected it" in reason(desk, shown)
+
+
+def test_whichever_comes_first_the_block_or_the_publication_beside_it_a_person_sees_it(
+    desk: Desk, another: Callable[[], Engine]
+) -> None:
+    policy(desk, HOLD)
+    other = replace(desk, engine=another())
+    with ThreadPoolExecutor(2) as pool:
+        for line in range(1, 9):
+            desk.submit(*line_of(2, line=line))
+            shown, bad = desk.claim()
+            verdict_id = judge(desk, shown, Outcome.ALLOW)
+            assert verdict_id is not None
+            began = threading.Barrier(2)
+
+            def publish_it(done: Finished = finished(shown, verdict_id), began: threading.Barrier = began) -> None:
+                began.wait(10)
+                assert desk.queue.publish([done]) == [True]
+
+            def block_it(bad: Lease = bad, began: threading.Barrier = began) -> None:
+                began.wait(10)
+                judge(other, bad, Outcome.BLOCK)
+
+            for done in [pool.submit(publish_it), pool.submit(block_it)]:
+                done.result(30)
+            assert states(desk, [shown, bad]) == ["held", "blocked"]
 
 
 @pytest.mark.parametrize("how", ["policy", "concept", "prompt", "no policy"])
