@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -185,9 +187,12 @@ class Rank:
             raise RuntimeError(f"{len(made)} pictures for {len(requests)} jobs")
         if self.post.hands_on:
             by = f"{self.device} {self.post.precision}"
-            return [(seconds, Made(value, self.gang, shard.weights, by)) for value in made]
-        drew = self.gang if Stage.DENOISE in self.post.stages or not given else given[0].gang
-        return [Rendered(frame_of(picture), drew, shard.weights, seconds) for picture in made]
+            drawn_with = drawn_by(self.post, self.device)
+            return [(seconds, Made(value, self.gang, shard.weights, by, drawn_with)) for value in made]
+        elsewhere = given[0] if given and Stage.DENOISE not in self.post.stages else None
+        drew = elsewhere.gang if elsewhere else self.gang
+        drawn_with = elsewhere.drawn_with if elsewhere else drawn_by(self.post, self.device)
+        return [Rendered(frame_of(picture), drew, shard.weights, seconds, drawn_with) for picture in made]
 
     def _sound(self, made: Made, shard: Shard) -> Made:
         """What goes on record as the weights must be what the stage before had, too."""
@@ -195,6 +200,12 @@ class Rank:
             words = f"gang {made.gang} has loaded other files of {self.post.card.name} than gang {self.gang}"
             raise Fault(Cause.WEIGHTS_MISSING, words, gang=made.gang)
         return made
+
+
+def drawn_by(post: Post, device: str) -> str:
+    """What else it takes to draw a picture again: the same words on every machine that is set up alike."""
+    plan = {"device": device, "precision": post.precision, "tensor": post.tensor, "sequence": post.sequence}
+    return json.dumps(plan | {name: version(name) for name in ("renderfarm", "torch")}, sort_keys=True)
 
 
 def apart(answers: Sequence[Answer], count: int) -> tuple[Any, ...]:

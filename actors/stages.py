@@ -44,6 +44,7 @@ class Made:
     gang: str
     weights: str
     by: str  # the kind of device, and the precision as set
+    drawn_with: str = ""  # of what draws: as `Rendered` has it
 
 
 @dataclass(frozen=True, slots=True)

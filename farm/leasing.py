@@ -149,7 +149,13 @@ class Leasing:
 
     @transaction
     def record(
-        self, connection: Connection, pairs: Sequence[tuple[Lease, Verdict]], *, gang: str = "", weights: str = ""
+        self,
+        connection: Connection,
+        pairs: Sequence[tuple[Lease, Verdict]],
+        *,
+        gang: str = "",
+        weights: str = "",
+        drawn_with: str = "",
     ) -> list[int | None]:
         """The first of the two transactions: the verdicts, and the end of what they block. None: superseded.
 
@@ -160,7 +166,7 @@ class Leasing:
         known = known_verdicts(connection, {lease.job_id for lease, _ in pairs})
         fresh = {_key(*pair): pair for pair in pairs if pair[0].job_id in held and _key(*pair) not in known}
         if fresh:
-            made_by = {"gang": gang, "weights": weights}
+            made_by = {"gang": gang, "weights": weights, "drawn_with": drawn_with}
             rows = [verdict_row(lease, verdict, now) | made_by for lease, verdict in fresh.values()]
             insert_many(connection, VERDICT, rows)
             hash_lists.report(connection, fresh.values(), now)
@@ -375,7 +381,7 @@ class Attempt(Protocol):
 
 def verdict_row(of: Attempt, verdict: Verdict, now: float) -> dict[str, Any]:
     said = {name: getattr(verdict, name) for name in Verdict.__dataclass_fields__ if name != "shadow"}
-    said |= {"stage": str(verdict.stage), "outcome": str(verdict.outcome), "gang": "", "weights": ""}
+    said |= {"stage": str(verdict.stage), "outcome": str(verdict.outcome), "gang": "", "weights": "", "drawn_with": ""}
     return said | {"project_id": of.project_id, "job_id": of.job_id, "attempt": of.attempt, "created_at": now}
 
 

@@ -165,14 +165,14 @@ class Group:
         leases, frames = [lease for lease, _ in rendered], [one.frame for _, one in rendered]
         verdicts = self.ask(leases, frames, lambda some: self.ports.gate.judge_frames(some, Stage.FRAME))
 
-        def maker(pair: tuple[Lease, Verdict]) -> tuple[str, str]:
+        def maker(pair: tuple[Lease, Verdict]) -> tuple[str, str, str]:
             one = drawn[pair[0].job_id]
-            return one.gang, one.weights
+            return one.gang, one.weights, one.drawn_with
 
         return [
             Passed(lease, drawn[lease.job_id].frame, verdict_id, verdict.outcome)
-            for (gang, weights), some in groupby(sorted(verdicts, key=maker), maker)  # one, unless it died in between
-            for lease, verdict, verdict_id in self.commit(list(some), drawn, gang=gang, weights=weights)
+            for made_by, some in groupby(sorted(verdicts, key=maker), maker)  # one, unless it died in between
+            for lease, verdict, verdict_id in self.commit(list(some), drawn, *made_by)
         ]
 
     def sign_and_store(self, item: Passed) -> Finished | None:
@@ -226,15 +226,15 @@ class Group:
         self,
         verdicts: Sequence[tuple[Lease, Verdict]],
         drawn: Mapping[int, Rendered] = NOTHING,
-        *,
         gang: str = "",
         weights: str = "",
+        drawn_with: str = "",
     ) -> list[tuple[Lease, Verdict, int]]:
         """Write the verdicts; go on with those that neither block nor came too late. What was drawn and is blocked may
         be kept in quarantine."""
         if not verdicts:
             return []
-        ids = self.ports.queue.record(verdicts, gang=gang, weights=weights)
+        ids = self.ports.queue.record(verdicts, gang=gang, weights=weights, drawn_with=drawn_with)
         for (lease, verdict), verdict_id in zip(verdicts, ids, strict=True):
             keeper = self.ports.quarantine if verdict.outcome is Outcome.BLOCK and lease.job_id in drawn else None
             if keeper is not None and verdict_id is not None:

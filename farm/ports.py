@@ -150,6 +150,7 @@ class Rendered:
     gang: str
     weights: str  # SHA-256 over the weights that drew it
     seconds: float = 0.0
+    drawn_with: str = ""  # JSON: device, precision, parallel plan and software, for the manifest
 
 
 @dataclass(frozen=True, slots=True)

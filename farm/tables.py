@@ -227,6 +227,7 @@ class Verdict(SQLModel, table=True):
     illegal: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
     gang: str = ""  # who drew the frame, for the manifest
     weights: str = ""
+    drawn_with: str = Field(default="", sa_column=Column(String, nullable=False, server_default=""))
     created_at: float
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import hmac
+import json
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -89,6 +90,7 @@ def generation(job: Job, verdict: Verdict, salt: bytes) -> dict[str, Any]:
         "frame_sha256": verdict.subject,
         "preview": verdict.stage == Stage.PREVIEW,
         "software": software(),
+        "drawn_with": json.loads(verdict.drawn_with or "{}"),
         "job_id": job.id,
         "batch_id": job.batch_id,
         "output_index": job.index,

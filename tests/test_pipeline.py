@@ -387,7 +387,7 @@ def test_an_edit_waits_while_the_store_that_holds_its_picture_is_not_mounted(por
     assert states(ports)["published"] == 2
 
 
-def test_each_verdict_names_the_gang_and_the_weights_that_drew_its_own_frame(
+def test_each_verdict_names_the_gang_the_weights_and_the_plan_that_drew_its_own_frame(
     ports: FakePorts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     render = ports.renderer.render
@@ -395,7 +395,10 @@ def test_each_verdict_names_the_gang_and_the_weights_that_drew_its_own_frame(
     def by_two(requests: Sequence[RenderRequest], *rest: Any) -> list[Rendered | Fault]:
         answers = [answer for answer in render(requests, *rest) if isinstance(answer, Rendered)]
         names = [f"{request.spec.seed % 2}" for request in requests]
-        return [replace(one, gang=f"gang-{name}", weights=name) for one, name in zip(answers, names, strict=True)]
+        return [
+            replace(one, gang=f"gang-{name}", weights=name, drawn_with=f"plan {name}")
+            for one, name in zip(answers, names, strict=True)
+        ]
 
     monkeypatch.setattr(ports.renderer, "render", by_two)
     submit(ports, *(NewJob(line=seed, spec=spec(seed=seed)) for seed in range(1, 5)))
@@ -403,9 +406,11 @@ def test_each_verdict_names_the_gang_and_the_weights_that_drew_its_own_frame(
     assert states(ports) == {"published": 4}
     seeds = {row["id"]: row["seed"] for row in rows(ports, JOB)}
     drawn = {
-        seeds[row["job_id"]]: (row["gang"], row["weights"]) for row in rows(ports, VERDICT) if row["stage"] == "frame"
+        seeds[row["job_id"]]: (row["gang"], row["weights"], row["drawn_with"])
+        for row in rows(ports, VERDICT)
+        if row["stage"] == "frame"
     }
-    assert drawn == {seed: (f"gang-{seed % 2}", f"{seed % 2}") for seed in range(1, 5)}
+    assert drawn == {seed: (f"gang-{seed % 2}", f"{seed % 2}", f"plan {seed % 2}") for seed in range(1, 5)}
 
 
 def dispatch_until(dispatcher: Dispatcher, done: Callable[[], bool], seconds: float = 20) -> None:

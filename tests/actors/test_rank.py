@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +194,13 @@ def test_the_watchdog_ends_a_process_that_holds_the_interpreter() -> None:
     assert "Timeout" in ended.stderr
     assert "re/__init__.py" in ended.stderr
     assert time.monotonic() - began < 30
+
+
+def test_what_else_drew_a_picture_is_told_for_its_manifest() -> None:
+    rank = Rank("g1", replace(post_of("flat"), precision="float32"))
+    rank.load()
+    (drawn,) = draw(rank, request_of("a red circle"))
+    assert isinstance(drawn, Rendered)
+    told = json.loads(drawn.drawn_with)
+    software = {name: version(name) for name in ("renderfarm", "torch")}
+    assert told == {"device": "cpu", "precision": "float32", "tensor": 1, "sequence": 1} | software

@@ -100,6 +100,7 @@ def test_ranks_apart_draw_the_bytes_of_one_rank_and_name_the_gang_that_drew() ->
         together = whole.render(order(whole, *requests))
         assert [one.frame for one in apart] == [one.frame for one in together]
         assert {(one.gang, one.weights) for one in apart} == {("denoise", together[0].weights)}
+        assert {one.drawn_with for one in apart} == {latents[0].drawn_with} == {together[0].drawn_with}
 
 
 def test_what_was_made_with_other_files_is_refused_and_the_gang_named() -> None:

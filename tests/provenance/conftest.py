@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -28,6 +29,7 @@ from provenance.client import SignerClient
 
 NOW = 1_790_000_000.0
 OWNER = "dispatcher-1"
+DRAWN_WITH = {"device": "cpu", "precision": "auto", "tensor": 2, "sequence": 1, "torch": "2.11"}
 
 
 def picture(seed: int, width: int = 48, height: int = 32) -> Frame:
@@ -78,6 +80,7 @@ class Farm:
     ) -> Verdict:
         said: Values = {"stage": stage, "subject": frame.sha256, "outcome": outcome, "attempt": attempt}
         by: Values = {"policy": "aa" * 32, "encoder": "bb" * 32, "weights": "cc" * 32, "gang": "gang-1"}
+        by |= {"drawn_with": json.dumps(DRAWN_WITH)}
         return self.add(Verdict(job_id=job.id or 0, **OURS, **said, **by))
 
     def sign(self, job: Job, frame: Frame, **changed: Any) -> Signed:

@@ -13,7 +13,7 @@ from farm.errors import Fault
 from provenance import manifest
 from provenance.notary import Notary
 from provenance.verify import verify_bytes
-from tests.provenance.conftest import OWNER, Farm, picture
+from tests.provenance.conftest import DRAWN_WITH, OWNER, Farm, picture
 from tests.provenance.test_signer import FORMATS, approved_case, assertions
 
 
@@ -25,13 +25,14 @@ def test_who_has_the_salt_can_check_the_prompt_in_an_approved_picture_too(farm: 
     assert found.commitment == manifest.commitment(salt, job.prompt) != manifest.commitment(salt, "another")
 
 
-def test_the_software_the_time_and_the_chain_are_told(farm: Farm) -> None:
+def test_the_plan_the_software_the_time_and_the_chain_are_told(farm: Farm) -> None:
     _, _, signed = farm.make(picture(25))
-    told = assertions(signed.data, signed.mime, farm.trust)["org.renderfarm.generation"]["software"]
+    told = assertions(signed.data, signed.mime, farm.trust)["org.renderfarm.generation"]
+    assert told["drawn_with"] == DRAWN_WITH
     found = verify_bytes(signed.data, signed.mime, farm.trust)
     assert found.stamped_at is not None
     assert (len(found.chain), found.anchor) == (3, found.chain[-1].sha256)
-    assert told == {name: version(name) for name in ("renderfarm", "pillow", "c2pa-python")}
+    assert told["software"] == {name: version(name) for name in ("renderfarm", "pillow", "c2pa-python")}
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from tests.queue.conftest import Desk, verdict
 # What came after the first tables.
 NEWER_TABLES = ("acceptance", "drain", "gang", "hash_list", "in_force", "node", "policy", "progress", "quarantine")
 ALSO_NEWER_TABLES = ("doubted", "shadow_verdict", "unfollowed")
-NEWER_OF_VERDICT = ("pdq", "lists", "illegal")
+NEWER_OF_VERDICT = ("pdq", "lists", "illegal", "drawn_with")
 NEWER_INDEXES = ("job_batch", "job_project", "job_waits", "verdict_illegal", "verdict_said")
 START = (
     "import sys; from farm.db import connect, migrate; engine = connect(sys.argv[1]); migrate(engine); engine.dispose()"
