@@ -20,6 +20,7 @@ from farm.errors import FarmError, Fault
 from farm.job import Cause
 from provenance import timestamps
 
+LOOPBACK = "127.0.0.1"
 QUERY, REPLY = "application/timestamp-query", "application/timestamp-reply"
 MAX_QUERY, MAX_REPLY = 4096, 1 << 16
 PATIENCE_S = 4.0  # less than whoever asks whether the signer is well has for it
@@ -66,8 +67,9 @@ class Responder:
     """Serves answers until it is closed, each at an address of its own, to whoever knows that."""
 
     def __init__(self) -> None:
+        _around_proxies()
         self._answers: dict[str, Answer] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._answers))
+        self._server = ThreadingHTTPServer((LOOPBACK, 0), _handler(self._answers))
         self._server.daemon_threads = True
         serve = self._server.serve_forever
         threading.Thread(target=serve, args=(0.1,), name="time stamps", daemon=True).start()
@@ -78,7 +80,7 @@ class Responder:
         self._answers[path] = answer
         for old in list(self._answers)[:-KEPT]:
             del self._answers[old]
-        return f"http://127.0.0.1:{self._server.server_address[1]}{path}"
+        return f"http://{LOOPBACK}:{self._server.server_address[1]}{path}"
 
     def close(self) -> None:
         self._server.shutdown()
@@ -119,6 +121,13 @@ def _handler(answers: Mapping[str, Answer]) -> type[BaseHTTPRequestHandler]:
                 super().handle()
 
     return Handler
+
+
+def _around_proxies() -> None:
+    """The library would ask this machine's own responder through a proxy that the environment names."""
+    for name in ("no_proxy", "NO_PROXY"):
+        known = [one for one in os.environ.get(name, "").split(",") if one]
+        os.environ[name] = ",".join([*known, *({LOOPBACK} - set(known))])
 
 
 def _question() -> bytes:

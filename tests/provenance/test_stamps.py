@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
+import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -225,3 +227,22 @@ def test_time_stamps_can_be_left_off(tmp_path: Path) -> None:
     ring = ring_with(tmp_path, timestamps="off")
     assert "timeStamp.validated" not in passed(sign(ring), ring.signing.keys.trust)
     assert ring.health()["timestamps"] == "off"
+
+
+PROXIED = """
+import sys
+from pathlib import Path
+from farm.config import Settings
+from provenance.keyring import Keyring
+from tests.provenance.test_verify import MANIFEST, encoded
+Keyring(Settings(home=Path(sys.argv[1]))).signing.sign(MANIFEST, encoded("png"), "image/png")
+"""
+
+
+def test_a_proxy_does_not_stand_between_the_signer_and_its_own_stamps(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        nobody = f"http://127.0.0.1:{silent.getsockname()[1]}"
+    proxies = {"HTTP_PROXY": nobody, "http_proxy": nobody, "ALL_PROXY": nobody, "NO_PROXY": "example.org"}
+    command = [sys.executable, "-c", PROXIED, str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | proxies, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
