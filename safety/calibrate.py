@@ -67,7 +67,7 @@ def fit_concept(
             if found is None:
                 why = f"the score of its {scale.kind} is no higher for pictures that show it"
                 return Fitted(concept.name, *counts, why=why)
-            known[scale.kind] = Calibration(measure.fingerprint, *found)
+            known[scale.kind] = Calibration(scale.source, *found)
             odds = np.maximum(odds, sigmoid(found[0] * margins_PS[:, s].astype(np.float64) + found[1]))
     allowed = most_missed(counts[0], budget)
     if allowed is None:
@@ -144,8 +144,9 @@ def applied(document: str, fitted: Sequence[Fitted]) -> dict[str, Any]:
     by_name = {one.concept: one for one in fitted}
     for part in changed["concepts"]:
         one = by_name[part["name"]]
-        for kind in Kind:
-            place = part if kind is Kind.PHRASES else part.get(kind, {})
+        speaks = changed.get("classifier", {}).get("speaks", ())
+        label: dict[str, Any] = next((label for label in speaks if label["concept"] == part["name"]), {})
+        for kind, place in ((Kind.PHRASES, part), (Kind.HEAD, part.get("head", {})), (Kind.CLASSIFIER, label)):
             place.pop("calibration", None)
             if found := one.calibrations.get(kind):
                 place["calibration"] = asdict(found)

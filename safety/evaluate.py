@@ -66,11 +66,11 @@ def outcomes_of(measure: Measure, seen: Sequence[Seen]) -> list[Outcome]:
     return [Outcome.REVIEW if one.flat else answer.outcome for one, answer in zip(seen, judged, strict=True)]
 
 
-def flips(before: Measure, after: Measure, seen: Sequence[Seen]) -> Report:
-    """Which pictures another policy judges otherwise."""
+def flips(before: Measure, seen_before: Sequence[Seen], after: Measure, seen: Sequence[Seen]) -> Report:
+    """Which pictures another policy judges otherwise. `seen_before`: the same, as its own classifier looks at them."""
     moves = [
         (one, old, new)
-        for one, old, new in zip(seen, outcomes_of(before, seen), outcomes_of(after, seen), strict=True)
+        for one, old, new in zip(seen, outcomes_of(before, seen_before), outcomes_of(after, seen), strict=True)
         if old is not new
     ]
     counts = Counter((old, new) for _, old, new in moves)

@@ -16,12 +16,14 @@ import torch
 from farm.errors import FarmError, Fault
 from farm.job import Cause
 from farm.ports import Frame, Outcome, Rules, Stage, Verdict
+from safety.classifier import ImageClassifier, embeddings, open_classifier
+from safety.clauses import Classifier
 from safety.clip import Encoder, as_image, load_encoder
 from safety.hashes import pdq
 from safety.lists import listed
 from safety.policy import Policy, load, parse
 from safety.prompt import judge_prompt
-from safety.scoring import Measure, Stored, measure_of, packed, rescored
+from safety.scoring import Measure, Stored, measure_of, rescored
 from safety.shadow import Shadow
 
 FLAT = 8  # a picture whose channels vary by less shows nothing to judge
@@ -39,6 +41,7 @@ class ClipGate:
         self._open = open_encoder
         self._encoder: Encoder | None = None
         self._measure: Measure | None = None
+        self._classifier: tuple[Classifier, ImageClassifier] | None = None
         self._lock = threading.Lock()
 
     def use(self, rules: Rules) -> None:
@@ -80,10 +83,19 @@ class ClipGate:
             self._measure = measure_of(self.policy, encoder)
         return self._measure
 
+    def classifier(self, policy: Policy, encoder: Encoder) -> ImageClassifier | None:
+        """The one that the policy names, opened once."""
+        if policy.classifier is None:
+            return None
+        if self._classifier is None or self._classifier[0] != policy.classifier:
+            self._classifier = policy.classifier, open_classifier(policy.classifier, encoder.device)
+        return self._classifier[1]
+
     def judge(self, encoder: Encoder, measure: Measure, frames: Sequence[Frame], stage: Stage) -> list[Verdict | Fault]:
+        made = embeddings(encoder, self.classifier(measure.policy, encoder), frames)
         stored = [
-            Stored(stage, frame.sha256, frame.width, frame.height, encoder.fingerprint, packed(rows_VD.numpy()))
-            for frame, rows_VD in zip(frames, encoder.encode_frames(frames), strict=True)
+            Stored(stage, frame.sha256, frame.width, frame.height, measure.fingerprint, embedding)
+            for frame, embedding in zip(frames, made, strict=True)
         ]
         pairs = zip(frames, rescored(measure, stored), strict=True)
         judged = [

@@ -16,9 +16,11 @@ from pathlib import Path
 from farm.errors import BadInput, nearest
 from farm.pictures import decode_strangers
 from farm.ports import Frame, Stage
+from safety.classifier import embeddings, open_classifier
 from safety.clip import Encoder
 from safety.gate import is_flat
-from safety.scoring import Stored, packed
+from safety.policy import Policy
+from safety.scoring import Stored, fingerprint_of
 
 NEEDED, FURTHER = ("path", "label"), ("category", "source", "prompt")
 NONE, UNKNOWN = "none", "?"
@@ -83,8 +85,10 @@ def read(file: Path, concepts: Sequence[str]) -> tuple[list[Row], list[Bad]]:
     return list(rows.values()), bad
 
 
-def embedded(rows: Sequence[Row], encoder: Encoder, max_pixels: int) -> Iterator[Seen | Bad]:
+def embedded(rows: Sequence[Row], encoder: Encoder, policy: Policy, max_pixels: int) -> Iterator[Seen | Bad]:
     """One for each, in order. Pictures are opened in a child, the next ones while these go through the encoder."""
+    classifier = open_classifier(policy.classifier, encoder.device) if policy.classifier else None
+    fingerprint = fingerprint_of(policy, encoder.fingerprint)
     chunks = [rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)]
     with ThreadPoolExecutor(1) as ahead:
         opened = [ahead.submit(_open, chunk, max_pixels) for chunk in chunks[:1]]
@@ -92,13 +96,12 @@ def embedded(rows: Sequence[Row], encoder: Encoder, max_pixels: int) -> Iterator
             frames = opened.pop().result()
             opened = [ahead.submit(_open, chunk, max_pixels) for chunk in chunks[i + 1 : i + 2]]
             sound = [frame for frame in frames if isinstance(frame, Frame)]
-            encoded = iter(encoder.encode_frames(sound))
+            encoded = iter(embeddings(encoder, classifier, sound))
             for row, frame in zip(chunk, frames, strict=True):
                 if isinstance(frame, str):
                     yield Bad(row.number, "path", f"{row.path}: {frame}")
                     continue
-                embedding = packed(next(encoded).numpy())
-                kept = (frame.sha256, frame.width, frame.height, encoder.fingerprint, embedding)
+                kept = (frame.sha256, frame.width, frame.height, fingerprint, next(encoded))
                 yield Seen(row, Stored(Stage.FRAME, *kept), is_flat(frame))
 
 

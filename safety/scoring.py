@@ -6,11 +6,12 @@ Shapes: N views of all pictures, P pictures, D the embedding, T texts, S scales.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from farm.errors import Fault
 from farm.job import Cause
 from farm.ports import Outcome, Stage, Verdict
-from safety.clauses import Calibration, Concept
+from safety.clauses import Calibration, Concept, Head, Label
 from safety.clip import views
+from safety.files import bytes_hash
 from safety.heads import load_head
 from safety.policy import Policy, shown
 
@@ -43,10 +45,11 @@ class Texts(Protocol):
 
 
 class Kind(StrEnum):
-    """By what a concept is scored: its phrases, or its head."""
+    """By what a concept is scored."""
 
     PHRASES = "phrases"
     HEAD = "head"
+    CLASSIFIER = "classifier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class Scale:
 
     concept: Concept
     kind: Kind
-    calibration: Calibration | None  # None: there is none for this encoder
+    source: str  # the hash that its calibration has to name
+    calibration: Calibration | None  # None: there is none for that
     columns: slice
     contrast: slice | None = None
     bias: float = 0.0
@@ -63,10 +67,11 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A policy in one encoder's space."""
+    """A policy in one encoder's space. Behind the encoder's numbers stand those of the policy's classifier, if it has
+    one: each is picked by a row of its own."""
 
     policy: Policy
-    fingerprint: str
+    fingerprint: str  # of all that made an embedding
     texts_TD: Rows
     scales: tuple[Scale, ...]
 
@@ -93,18 +98,34 @@ def measure_of(policy: Policy, encoder: Texts) -> Measure:
         end = sum(map(len, rows))
         return slice(end - len(more), end)
 
-    def known(calibration: Calibration | None) -> Calibration | None:
-        return calibration if calibration and calibration.encoder == encoder.fingerprint else None
+    def scale(kind: Kind, clause: Concept | Head | Label, columns: slice, **more: Any) -> None:
+        source = policy.classifier.sha256 if policy.classifier and kind is Kind.CLASSIFIER else encoder.fingerprint
+        known = clause.calibration if clause.calibration and clause.calibration.encoder == source else None
+        scales.append(Scale(concept, kind, source, known, columns, **more))
 
     for concept in policy.concepts:
         columns = placed(ensemble(policy, encoder, concept.phrases))
         contrast = placed(ensemble(policy, encoder, concept.contrast))
-        scales.append(Scale(concept, Kind.PHRASES, known(concept.calibration), columns, contrast))
+        scale(Kind.PHRASES, concept, columns, contrast=contrast)
         if concept.head:
             weight_D, bias = load_head(concept.head, rows[0].shape[1])
-            columns = placed(weight_D[None])
-            scales.append(Scale(concept, Kind.HEAD, known(concept.head.calibration), columns, bias=bias))
-    return Measure(policy, encoder.fingerprint, np.concatenate(rows), tuple(scales))
+            scale(Kind.HEAD, concept.head, placed(weight_D[None]), bias=bias)
+    texts_TD = np.concatenate(rows)
+    count, speaks = len(texts_TD), policy.classifier.speaks if policy.classifier else ()
+    for k, label in enumerate(speaks):
+        concept = next(one for one in policy.concepts if one.name == label.concept)
+        scale(Kind.CLASSIFIER, label, slice(count + k, count + k + 1))
+    texts_TD = np.pad(texts_TD, ((0, len(speaks)), (0, len(speaks))))
+    texts_TD[count:, texts_TD.shape[1] - len(speaks) :] = np.eye(len(speaks))
+    return Measure(policy, fingerprint_of(policy, encoder.fingerprint), texts_TD, tuple(scales))
+
+
+def fingerprint_of(policy: Policy, encoder: str) -> str:
+    """Of the encoder, and of the classifier with its labels."""
+    if policy.classifier is None:
+        return encoder
+    told = [encoder, policy.classifier.sha256, *(one.labels for one in policy.classifier.speaks)]
+    return bytes_hash(json.dumps(told).encode())
 
 
 def ensemble(policy: Policy, encoder: Texts, phrases: Sequence[str]) -> Rows:

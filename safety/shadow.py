@@ -10,7 +10,7 @@ from farm.errors import Fault
 from farm.ports import Frame, Rules, Verdict
 from safety.policy import Policy, parse
 from safety.prompt import judge_prompt
-from safety.scoring import Measure, Stored, Texts, measure_of, rescored
+from safety.scoring import Measure, Stored, Texts, fingerprint_of, measure_of, rescored
 
 log = logging.getLogger("farm.gate")
 Answers = list[Verdict | Fault]
@@ -36,7 +36,7 @@ class Shadow:
         """By the embeddings that were judged; `known` says what lists and flatness make of it."""
 
         def judge() -> Answers:
-            if self._measure is None or self._measure.fingerprint != encoder.fingerprint:
+            if self._measure is None or self._measure.fingerprint != fingerprint_of(self.policy, encoder.fingerprint):
                 self._measure = measure_of(self.policy, encoder)
             pairs = zip(frames, rescored(self._measure, stored), strict=True)
             return [said if isinstance(said, Fault) else known(self.policy, frame, said) for frame, said in pairs]

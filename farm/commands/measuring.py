@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from farm.config import Settings
     from safety.clip import Encoder
     from safety.labelled import Bad, Row, Seen
+    from safety.policy import Policy
 
 Csv = Annotated[Path, typer.Option("--csv", help="path,label[,category,source,prompt]; label: concepts, or none.")]
 SHOWN_BAD = 50
@@ -46,7 +47,7 @@ def calibrate(
     rows = read(csv, [concept.name for concept in found.concepts])
     encoder = _encoder(settings)
     measure = measure_of(found, encoder)
-    seen, _ = see(rows, encoder, settings.max_pixels_in)
+    seen, _ = see(rows, encoder, found, settings.max_pixels_in)
     margins_PS = best_margins(measure, [one.stored for one in seen])
     budget, fitted = Budget(miss, confidence, precision), []
     for concept in progress(found.concepts, len(found.concepts), "fitting"):
@@ -86,10 +87,13 @@ def evaluate(
     encoder = _encoder(settings)
     measure = measure_of(found, encoder)
     before = measure_of(other, encoder)
-    seen, bad = see(rows, encoder, settings.max_pixels_in)
+    seen, bad = see(rows, encoder, found, settings.max_pixels_in)
+    seen_before = seen
+    if before.fingerprint != measure.fingerprint:
+        seen_before, _ = see([one.row for one in seen], encoder, other, settings.max_pixels_in)
     say("farm: reckoning")
     report: dict[str, Any] = {"set": csv.name, "made_at": moment(time.time())} | evaluated(measure, seen)
-    report |= {"flips": flips(before, measure, seen), "left_out": [asdict(one) for one in bad]}
+    report |= {"flips": flips(before, seen_before, measure, seen), "left_out": [asdict(one) for one in bad]}
     if html:
         from safety import report as page
 
@@ -119,12 +123,12 @@ def read(csv: Path, concepts: Sequence[str]) -> list[Row]:
     return rows
 
 
-def see(rows: Sequence[Row], encoder: Encoder, max_pixels: int) -> tuple[list[Seen], list[Bad]]:
+def see(rows: Sequence[Row], encoder: Encoder, policy: Policy, max_pixels: int) -> tuple[list[Seen], list[Bad]]:
     """What of the pictures can be opened; the others are named."""
     from safety.labelled import Bad, embedded
 
     seen, bad = [], []
-    for one in progress(embedded(rows, encoder, max_pixels), len(rows), "looking at the pictures"):
+    for one in progress(embedded(rows, encoder, policy, max_pixels), len(rows), "looking at the pictures"):
         if isinstance(one, Bad):
             bad.append(one)
             say(f"  line {one.line}: {one.field}: {one.reason}")

@@ -15,7 +15,7 @@ from farm.errors import BadInput, FarmError
 
 if TYPE_CHECKING:
     from safety.policy import Policy
-    from safety.scoring import Measure
+    from safety.scoring import Measure, Scale
 
 policy = typer.Typer(help="What the gate looks for, at which limits, and what follows.")
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
@@ -130,15 +130,22 @@ def _doubts(found: Policy) -> list[str]:
         measure = _measured(found, config.load().encoder)
     except FarmError as error:
         return [f"its pictures cannot be judged here: {error}"]
-    loose = [scale.concept.name for scale in measure.scales if scale.calibration is None]
+    loose = [scale for scale in measure.scales if scale.calibration is None]
     fix = "everything goes to review until `farm policy calibrate` has fitted it"
-    return [f"{name} is not calibrated for this farm's encoder ({measure.fingerprint[:12]}): {fix}" for name in loose]
+    return [f"{_scale(one)} is not calibrated for this farm's encoder ({one.source[:12]}): {fix}" for one in loose]
+
+
+def _scale(scale: Scale) -> str:
+    return scale.concept.name + ("" if scale.kind == "phrases" else f"'s {scale.kind}")
 
 
 def _measured(found: Policy, encoder: str) -> Measure:
+    from safety.classifier import open_classifier
     from safety.clip import load_encoder
     from safety.scoring import measure_of
 
+    if found.classifier:
+        open_classifier(found.classifier)
     return measure_of(found, load_encoder(encoder))
 
 

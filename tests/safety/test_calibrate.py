@@ -33,7 +33,7 @@ def made(count: int, a: float, b: float, seed: int = 1) -> tuple[np.ndarray, np.
 
 def fitted(margins: np.ndarray, truth: np.ndarray, budget: Budget = BUDGET, t_high: float | None = 0.8) -> Fitted:
     concept = replace(load().concepts[0], band=Band(0.2, t_high))
-    scale = Scale(concept, Kind.PHRASES, None, slice(0, 1), slice(1, 2))
+    scale = Scale(concept, Kind.PHRASES, "e" * 64, None, slice(0, 1), slice(1, 2))
     measure = Measure(load(), "e" * 64, np.zeros((2, 4), np.float32), (scale,))
     return fit_concept(measure, concept, margins[:, None], truth, budget)
 
