@@ -24,8 +24,8 @@ class VerifyingDesk:
 
     def told(self, data: bytes) -> dict[str, Any]:
         try:
-            trust = keys.trust(self.home)
-        except Unavailable as error:  # where it should lie is for the farm's own log
+            trust, revoked = keys.trust(self.home), keys.revoked(self.home)
+        except Unavailable as error:  # where they should lie is for the farm's own log
             raise Fault(Cause.SIGNER_DOWN, str(error)) from error
         verifier = self._take(trust)
         try:
@@ -35,7 +35,7 @@ class VerifyingDesk:
                 self._idle.append(verifier)
         if OVERLOADED in found.codes:
             raise Fault(Cause.OVERLOADED, f"a file was not verified: {found.sentence}")
-        return told(revoke(found, keys.revoked(self.home)), [("this farm", trust)])
+        return told(revoke(found, revoked), [("this farm", trust)])
 
     def close(self) -> None:
         with self._lock:

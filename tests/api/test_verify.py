@@ -67,6 +67,21 @@ def test_without_a_trust_list_nothing_is_said_of_any_file(world: World, tmp_path
     assert str(tmp_path) not in answer.text
 
 
+def test_what_is_revoked_counts_at_once_and_a_damaged_list_is_an_outage(
+    world: World, tmp_path: Path, signed: bytes
+) -> None:
+    revoked = tmp_path / "trust" / "revoked.json"
+    revoked.write_text("[")
+    answer = verify(world, signed)
+    assert answer.status_code == 503
+    assert str(tmp_path) not in answer.text
+    revoked.write_text("[]")
+    found = verify(world, signed).json()
+    assert found["verdict"] == "Trusted"
+    revoked.write_text(json.dumps([{"serial": found["serial"], "since": 0}]))
+    assert verify(world, signed).json()["verdict"] == "Invalid"
+
+
 def test_a_new_trust_list_counts_at_once(tmp_path: Path, signed: bytes) -> None:
     desk = VerifyingDesk(tmp_path)
     assert desk.told(signed)["verdict"] == "Trusted"
