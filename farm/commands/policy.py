@@ -14,6 +14,7 @@ from farm.commands.session import open_database
 from farm.errors import BadInput, FarmError
 
 if TYPE_CHECKING:
+    from farm.config import Settings
     from safety.policy import Policy
     from safety.scoring import Measure, Scale
 
@@ -126,13 +127,33 @@ def _doubts(found: Policy) -> list[str]:
     """What would send pictures to review, or stop the gate, on this farm."""
     from farm import config
 
+    settings = config.load()
+    absent = [
+        f"nobody imported its hash list {name}: until `farm policy lists import`, what it applies to goes to review"
+        for name in _absent_lists(found, settings)
+    ]
     try:
-        measure = _measured(found, config.load().encoder)
+        measure = _measured(found, settings.encoder)
     except FarmError as error:
-        return [f"its pictures cannot be judged here: {error}"]
+        return [*absent, f"its pictures cannot be judged here: {error}"]
     loose = [scale for scale in measure.scales if scale.calibration is None]
     fix = "everything goes to review until `farm policy calibrate` has fitted it"
-    return [f"{_scale(one)} is not calibrated for this farm's encoder ({one.source[:12]}): {fix}" for one in loose]
+    loose_words = [
+        f"{_scale(one)} is not calibrated for this farm's encoder ({one.source[:12]}): {fix}" for one in loose
+    ]
+    return absent + loose_words
+
+
+def _absent_lists(found: Policy, settings: Settings) -> list[str]:
+    from farm import hash_lists
+    from farm.db import reading
+
+    names = [one.name for one in found.hash_lists]
+    if not names or not (settings.database or (settings.home / "farm.db").exists()):
+        return names
+    with open_database(settings) as engine, reading(engine) as connection:
+        there = {row["name"] for row in hash_lists.shown(connection) if row["entries"]}
+    return [name for name in names if name not in there]
 
 
 def _scale(scale: Scale) -> str:

@@ -63,6 +63,29 @@ def test_check_says_that_the_encoder_is_missing(monkeypatch: pytest.MonkeyPatch,
     assert "nowhere" in doubt
 
 
+def test_check_names_a_list_until_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("FARM_HOME", str(tmp_path / "home"))
+    document = copy.deepcopy(DOCUMENT)
+    entry = {"name": "known", "outcome": "block", "code": "known", "words": "It may not be shown."}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(document | {"hash_lists": [entry]}))
+    (tmp_path / "list.txt").write_text("ab" * 32)
+
+    def doubts() -> list[str]:
+        assert _run(["policy", "check", "p.yaml", "--json"]) == 0
+        found: list[str] = json.loads(capsys.readouterr().out)["doubts"]
+        return found
+
+    (doubt,) = doubts()
+    assert doubt.startswith("nobody imported its hash list known")
+    assert not (tmp_path / "home").exists()
+    (tmp_path / "home").mkdir()
+    assert _run(["policy", "lists", "import", "known", "list.txt", "--kind", "sha256", "--by", "ann"]) == 0
+    capsys.readouterr()
+    assert doubts() == []
+
+
 def test_a_refused_policy_is_told_and_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
     document = copy.deepcopy(DOCUMENT)
     document["concepts"][0]["band"] = {"t_low": 0.9, "t_high": 0.8}
