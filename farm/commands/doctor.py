@@ -216,15 +216,25 @@ def _gate(settings: Settings) -> tuple[bool, str, str]:
 
 
 def _policy(settings: Settings) -> tuple[bool, str, str]:
-    """Whether the one in force is the one that is meant; where none is named, whatever was put in force is."""
+    """Whether the one in force is the one that is meant (where none is named, whatever was put in force is), and
+    whether it has judged all that is shown."""
     from farm import rules
+    from farm.db import connect
+    from farm.rescan import count
 
     stands = rules.look(settings.database_url).get(rules.ACTIVE)
     if stands is None:
         return True, "none is in force yet; the first dispatcher begins with that of the settings", ""
-    words = rules.differs(stands, gate(settings).document) if settings.policy else ""
-    fix = "or let FARM_POLICY name the one in force; `farm policy ls` lists them"
-    return not words, words or f"{stands.name} ({stands.policy[:12]}), in force by {stands.person}", fix
+    if settings.policy and (words := rules.differs(stands, gate(settings).document)):
+        return False, words, "or let FARM_POLICY name the one in force; `farm policy ls` lists them"
+    engine = connect(settings.database_url, read_only=True)
+    try:
+        left = count(engine, (stands.policy, stands.lists))
+    finally:
+        engine.dispose()
+    shown = f"{stands.name} ({stands.policy[:12]}), in force by {stands.person}"
+    more = f"; {left:,} that are published or held were judged by another, or by other hash lists" if left else ""
+    return not left, shown + more, "`farm policy rescan --by NAME` judges them, or says why it cannot"
 
 
 def _lists(settings: Settings) -> tuple[bool, str, str]:

@@ -70,6 +70,7 @@ def import_(
     left_out = {"given twice": found.doubles, f"of a quality of {digests.LOW_QUALITY} or less": found.low}
     more = "".join(f"; left out: {count:,} {why}" for why, count in left_out.items() if count)
     say(f"farm: {name} holds {counted(found.entries, 'digest')} ({kind}){more}")
+    say("farm: `farm policy rescan --by NAME` looks for it in what is published or held")
     say("farm: `farm policy rescan` looks for them in what was published or is held")
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from farm import rules
+from farm import config, rules
 from farm.cli import _run
+from farm.commands import doctor
 from farm.db import connect, migrate, transact
 from farm.job_queue import NewJob
 from farm.ports import Lease, Outcome, Stage, Verdict
@@ -172,3 +173,30 @@ def test_a_shadow_is_put_there_reported_and_taken_away(small: Small, capsys: Cap
 def leased(small: Small) -> list[Lease]:
     small.desk.submit(count=1)
     return small.desk.claim()
+
+
+def test_a_list_that_is_imported_later_finds_what_was_published_before(
+    small: Small, capsys: Capture, tmp_path: Path
+) -> None:
+    hashes = [row["subject"] for row in small.desk.rows("SELECT subject FROM verdict ORDER BY job_id")]
+    document = yaml.safe_load(DEMO.read_text())
+    document["hash_lists"] = [{"name": "known", "outcome": "block", "code": "c", "words": "Known."}]
+    (tmp_path / "listed.yaml").write_text(yaml.safe_dump(document))
+    digests = tmp_path / "digests"
+    digests.write_text(hashes[0])
+    assert _run(["policy", "lists", "import", "known", str(digests), "--kind", "sha256"]) == 0
+    capsys.readouterr()
+    told = answer(capsys, "activate", str(tmp_path / "listed.yaml"), "--by", "ann", "--yes")
+    assert (told["moved"], small.states()) == ({"unlisted": 1}, ["unlisted", "published", "held", "blocked"])
+    assert doctored().ok
+    digests.write_text(f"{hashes[0]}\n{hashes[1]}")
+    assert _run(["policy", "lists", "import", "known", str(digests), "--kind", "sha256", "--replace"]) == 0
+    assert "farm policy rescan" in capsys.readouterr().err
+    assert "2 that are published or held" in doctored().detail
+    assert answer(capsys, "rescan", "--by", "ann")["moved"] == {"unlisted": 1}
+    assert small.states() == ["unlisted", "unlisted", "held", "blocked"]
+    assert doctored().ok
+
+
+def doctored() -> doctor.Check:
+    return doctor._run("policy", doctor.CHECKS["policy"], config.load())
