@@ -20,6 +20,7 @@ log = logging.getLogger("farm.ray")
 NAMESPACE = "farm"
 DIAL_S = 2.0
 ANSWER_S = 20.0  # of a head that is there, on a busy machine
+BREATH_S = 0.2
 TOKEN_MODE = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 _joining = threading.Lock()  # Ray's connection is one per process
 
@@ -102,7 +103,8 @@ def _hold_on(address: str, connection: str) -> None:
         try:
             with _line(address) as line:
                 line.settimeout(None)
-                line.recv(1)  # Ray's server ends a silent line after two minutes: then it is asked
+                while line.recv(4096):  # Ray's server greets, and ends a line that is silent for two minutes
+                    pass
         except (OSError, Fault) as error:
             log.info("the line to Ray at %s broke: %s", address, error)
         with _joining:
@@ -110,6 +112,7 @@ def _hold_on(address: str, connection: str) -> None:
                 return
             if not _stands(address):
                 return _leave()
+        time.sleep(BREATH_S)  # whatever it was that broke the line, it is not to be asked without end
 
 
 def _joined(connection: str) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -125,6 +126,25 @@ def test_without_the_token_nobody_joins(settings: Settings) -> None:
 
 def test_joining_twice_is_joining_once(settings: Settings) -> None:
     assert cluster.connect(settings) == cluster.connect(settings)
+
+
+def test_a_head_that_greets_is_not_asked_again_until_the_line_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's server speaks first, as HTTP/2 has it."""
+    asked, left = [], threading.Event()
+    monkeypatch.setattr(cluster, "_joined", lambda connection: True)
+    monkeypatch.setattr(cluster, "_stands", lambda address: not asked.append(address) and len(asked) < 3)
+    monkeypatch.setattr(cluster, "_leave", left.set)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        threading.Thread(target=cluster._hold_on, args=(address, "ours"), daemon=True).start()
+        for broken in range(3):
+            line, _ = server.accept()
+            with line:
+                line.sendall(b"settings and more")
+                time.sleep(0.2)
+                assert len(asked) == broken
+        assert left.wait(5)
+        assert len(asked) == 3
 
 
 def test_what_is_called_while_nobody_is_joined_starts_no_ray(settings: Settings) -> None:
