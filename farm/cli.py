@@ -172,6 +172,7 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     from actors.models import catalogue, lacking
     from actors.plan import groups_of
     from actors.pool import Pool
+    from farm import sealed
     from farm.db import connect, migrate
     from farm.dispatcher import Dispatcher
     from farm.job_queue import JobQueue
@@ -180,7 +181,6 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     from farm.quarantine import Quarantine
     from farm.rules import Herald
     from farm.scratch import SCRATCH, Scratch
-    from farm.sealed import public_path
     from provenance.client import SignerClient
     from safety import places
     from safety.policy import load
@@ -192,7 +192,6 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     renderer = Pool(settings, catalogue())
     renderer.start()
     store = open_store(settings)
-    key = Path(settings.quarantine_key) if settings.quarantine_key else public_path(settings.home)
     signer = SignerClient(settings.signer_socket)
     policy = settings.policy and str(Path(settings.policy).absolute())  # Ray's workers live in another folder
     ports = Ports(
@@ -204,7 +203,7 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
         store=store,
         retry_s=settings.retry_s,
         max_pixels_in=settings.max_pixels_in,
-        quarantine=Quarantine(engine, store, signer, key),
+        quarantine=Quarantine(engine, store, signer, sealed.chosen(settings)),
         scratch=Scratch(settings.home / SCRATCH),
         probes={
             Cause.SIGNER_DOWN: SignerClient(settings.signer_socket, timeout=PROBE_S).health,

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from farm.config import Settings
 from farm.errors import BadInput, Unavailable
 
 KIND = b"farm quarantine 1\n"  # then 32 bytes of public key, and the ciphertext
@@ -29,6 +30,11 @@ def private_path(home: Path) -> Path:
 
 def public_path(home: Path) -> Path:
     return home / "trust" / "quarantine.pem"
+
+
+def chosen(settings: Settings) -> Path:
+    """The public half for which the farm seals."""
+    return Path(settings.quarantine_key) if settings.quarantine_key else public_path(settings.home)
 
 
 def make_keys(home: Path, passphrase: bytes | None = None) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from sqlalchemy import Connection
 
 from farm import rules
@@ -14,6 +15,8 @@ from farm.cli import _run
 from farm.commands import doctor
 from farm.config import load
 from farm.db import connect, transact
+from farm.sealed import make_keys
+from safety.policy import DEMO
 
 A, B = (hashlib.sha256(letter).hexdigest() for letter in (b"a", b"b"))
 Capture = pytest.CaptureFixture[str]
@@ -61,6 +64,22 @@ def test_lists_come_and_go_by_command(folder: Path, capsys: Capture) -> None:
     assert "did you mean 'known'?" in capsys.readouterr().err
     assert _run(["policy", "lists", "remove", "known"]) == 0
     assert _run(["policy", "lists", "import", "known", "nowhere.txt", "--kind", "pdq"]) == 2
+
+
+def test_check_says_what_a_policy_would_still_need(folder: Path, capsys: Capture) -> None:
+    document = yaml.safe_load(DEMO.read_text())
+    rule = {"outcome": "block", "code": "known", "words": "It is known."}
+    document["hash_lists"] = [{"name": name} | rule for name in ("known", "never")]
+    document["concepts"][0]["pixels"] = {"quarantine_days": 7}
+    Path("policy.yaml").write_text(yaml.safe_dump(document))
+    assert _run(["policy", "lists", "import", "known", "good.csv", "--kind", "pdq"]) == 0
+    assert _run(["policy", "check", "policy.yaml", "--json"]) == 0
+    never, kept = json.loads(capsys.readouterr().out)["doubts"]
+    assert "nobody imported its hash list never" in never
+    assert "in quarantine is discarded" in kept
+    make_keys(folder)
+    assert _run(["policy", "check", "policy.yaml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["doubts"] == [never]
 
 
 def test_a_list_that_nobody_imported_is_said_by_doctor_and_by_the_listing(folder: Path, capsys: Capture) -> None:

@@ -124,24 +124,25 @@ def _in_force(found: Policy) -> str:
 
 
 def _doubts(found: Policy) -> list[str]:
-    """What would send pictures to review, or stop the gate, on this farm."""
+    """What would send pictures to review, stop the gate, or discard what should be kept, on this farm."""
     from farm import config
 
     settings = config.load()
-    absent = [
+    doubts = [
         f"nobody imported its hash list {name}: until `farm policy lists import`, what it applies to goes to review"
         for name in _absent_lists(found, settings)
     ]
+    doubts += _unkept(found, settings)
     try:
         measure = _measured(found, settings.encoder)
     except FarmError as error:
-        return [*absent, f"its pictures cannot be judged here: {error}"]
+        return [*doubts, f"its pictures cannot be judged here: {error}"]
     loose = [scale for scale in measure.scales if scale.calibration is None]
     fix = "everything goes to review until `farm policy calibrate` has fitted it"
     loose_words = [
         f"{_scale(one)} is not calibrated for this farm's encoder ({one.source[:12]}): {fix}" for one in loose
     ]
-    return absent + loose_words
+    return doubts + loose_words
 
 
 def _absent_lists(found: Policy, settings: Settings) -> list[str]:
@@ -158,6 +159,18 @@ def _absent_lists(found: Policy, settings: Settings) -> list[str]:
 
 def _scale(scale: Scale) -> str:
     return scale.concept.name + ("" if scale.kind == "phrases" else f"'s {scale.kind}")
+
+
+def _unkept(found: Policy, settings: Settings) -> list[str]:
+    from farm import sealed
+
+    if not any(getattr(concept.pixels, "quarantine_days", 0) for concept in found.concepts):
+        return []
+    try:
+        sealed.read_public(sealed.chosen(settings))
+    except FarmError as error:
+        return [f"what it should keep in quarantine is discarded: {error}"]
+    return []
 
 
 def _measured(found: Policy, encoder: str) -> Measure:
