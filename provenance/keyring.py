@@ -21,11 +21,10 @@ class Keyring:
     def __init__(self, settings: Settings) -> None:
         self.home, self._passphrase = settings.home, keyfiles.passphrase_of(settings)
         self._lock = threading.Lock()
-        self._keys = keys.init(self.home, passphrase=self._passphrase)
         self._outside = None if settings.timestamps in ("own", "off") else Outside(settings.timestamps)
         self._responder = None if settings.timestamps == "off" else Responder()
         self._required = settings.timestamps_are == "required"
-        self._take(self._keys)
+        self._load()
 
     @property
     def signing(self) -> Signing:
@@ -33,7 +32,7 @@ class Keyring:
         revoked and others trusted while a batch is signed."""
         with self._lock:
             if self._is_due() or keys.stamp_of(self.home) != self._seen:
-                self._take(keys.init(self.home, passphrase=self._passphrase))
+                self._load()
             if self._keys.leaf.not_valid_after_utc <= dt.datetime.now(dt.UTC):
                 raise Fault(Cause.SIGNER_FAILED, "the certificate that signs has ended: see `farm keys ls`")
             return self._signing
@@ -55,8 +54,11 @@ class Keyring:
         if self._responder is not None:
             self._responder.close()
 
+    def _load(self) -> None:
+        self._seen = keys.stamp_of(self.home)  # before the keys are read: a change in between is seen the next time
+        self._take(keys.init(self.home, passphrase=self._passphrase))
+
     def _take(self, held: Keys) -> None:
-        self._seen = keys.stamp_of(self.home)
         self._keys, self._signing = held, Signing(held, self._stamps(held))
 
     def _stamps(self, held: Keys) -> Stamps | None:

@@ -184,10 +184,10 @@ def added(home: Path) -> list[x509.Certificate]:
     return certificates_in(private_bytes(path)) if path.exists() else []
 
 
-def stamp_of(home: Path) -> tuple[int, ...]:
+def stamp_of(home: Path) -> tuple[tuple[int, int], ...]:
     """Changes with the keys: how a signer that runs sees that they were changed under it."""
     places = (home / "keys" / "leaf.pem", home / "keys" / "trusted.pem", home / "trust" / "revoked.json")
-    return tuple(place.stat().st_ino if place.exists() else 0 for place in places)
+    return tuple((place.stat().st_ino, place.stat().st_mtime_ns) if place.exists() else (0, 0) for place in places)
 
 
 def kind_of(holder: PrivateKey | x509.Certificate) -> str:

@@ -140,7 +140,7 @@ def start_signer(home: Path, socket: str = "") -> tuple[subprocess.Popen[bytes],
     with log:
         process = subprocess.Popen([sys.executable, "-m", "provenance.signer"], env=environment, stderr=log)
     client = SignerClient(Settings(home=home, signer=socket).signer_socket)
-    for _ in range(200):
+    for _ in range(1200):  # a minute
         try:
             client.health()
         except Fault:

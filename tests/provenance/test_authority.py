@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +17,7 @@ from farm.errors import BadInput, Conflict, Fault
 from farm.job import Cause
 from farm.ports import Signed
 from provenance import authority, certificates, keys
+from provenance.client import SignerClient
 from provenance.keyfiles import read_key
 from provenance.keyring import Keyring
 from provenance.verify import verify_bytes
@@ -79,30 +81,37 @@ def test_what_cannot_be_rotated_is_told(tmp_path: Path) -> None:
 
 def test_rotation_while_two_signers_work_loses_nothing(tmp_path: Path) -> None:
     running = [start_signer(tmp_path), start_signer(tmp_path, str(tmp_path / "second.sock"))]
-    farm = open_farm(tmp_path, running[0][1])
-    work = [(farm.job(), picture(seed)) for seed in range(24)]
-    for job, frame in work:
-        farm.judge(job, frame)
+    farm, frame, signed, over = open_farm(tmp_path, running[0][1]), picture(1), list[Signed](), threading.Event()
+    job = farm.job()
+    farm.judge(job, frame)
+
+    def work(signer: SignerClient) -> None:
+        while not over.is_set():
+            signed.append(replace(farm, signer=signer).sign(job, frame))
+
+    def wait_for_more(count: int) -> None:
+        until = len(signed) + count
+        while len(signed) < until and not any(one.done() for one in asked):
+            time.sleep(0.01)
+
     try:
         with ThreadPoolExecutor(2) as pool:
-            asked = [
-                pool.submit(replace(farm, signer=running[at % 2][1]).sign, job, frame)
-                for at, (job, frame) in enumerate(work)
-            ]
+            asked = [pool.submit(work, client) for _, client in running]
             for role in ("leaf", "issuing", "root"):
-                done = sum(one.done() for one in asked)
+                wait_for_more(3)
                 authority.rotate(tmp_path, None, role)
-                while sum(one.done() for one in asked) < min(done + 4, len(work)):
-                    time.sleep(0.01)
-            signed = [one.result() for one in asked]
+            wait_for_more(3)  # more than were under way: one of them began after the last change
+            over.set()
+            assert [one.result() for one in asked] == [None, None], "nothing was refused or failed"
     finally:
+        over.set()
         for process, _ in running:
             process.kill()
             process.wait()
         farm.engine.dispose()
     found = [verify_bytes(one.data, one.mime, keys.trust(tmp_path)) for one in signed]
     assert {one.verdict for one in found} == {"Trusted"}
-    assert len({one.serial for one in found}) >= 3
+    assert len({one.serial for one in found}) == 4
     assert all(one.stamped_at for one in found)
 
 
