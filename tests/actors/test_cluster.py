@@ -130,9 +130,14 @@ def test_joining_twice_is_joining_once(settings: Settings) -> None:
 
 def test_a_head_that_greets_is_not_asked_again_until_the_line_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's server speaks first, as HTTP/2 has it."""
-    asked, left = [], threading.Event()
+    asked, left = list[str](), threading.Event()
+
+    def stands(address: str) -> bool:
+        asked.append(address)
+        return len(asked) < 3
+
     monkeypatch.setattr(cluster, "_joined", lambda connection: True)
-    monkeypatch.setattr(cluster, "_stands", lambda address: not asked.append(address) and len(asked) < 3)
+    monkeypatch.setattr(cluster, "_stands", stands)
     monkeypatch.setattr(cluster, "_leave", left.set)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
