@@ -27,13 +27,9 @@ NAMES = {
 def html(report: dict[str, Any]) -> str:
     here = FileSystemLoader(Path(__file__).parent)
     pages = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"figure": figure, "count": lambda value: f"{value:,}"}
+    pages.filters |= {"digits": digits, "count": lambda value: f"{value:,}"}
     charts = {"receiver": receiver, "precision": precision, "bins": bins}
     return pages.get_template("report.html").render(**report, **charts, names=NAMES, side=SIDE)
-
-
-def figure(found: dict[str, float] | None) -> str:
-    return "" if found is None else digits(found["value"])
 
 
 def digits(value: float) -> str:
