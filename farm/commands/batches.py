@@ -202,6 +202,8 @@ def _deed(what: str, action: str, **params: Any) -> None:
     with open_client() as client:
         done = client.post(f"/api/{kind}/{_number(number)}/{action}", **params)
     facts(done)
+    if done.get("retried_jobs") == 0:
+        say("farm: none of its jobs had failed; what was cancelled is drawn by `farm submit FILE --again`")
 
 
 def _number(text: str) -> int:

@@ -40,7 +40,11 @@ def activate(
 
     settings = config.load()
     if not yes and (json_ or not sys.stdin.isatty()):
-        raise BadInput("it asks before it changes anything", field="--yes", fix="add --yes")
+        raise BadInput(
+            "it asks before it changes anything",
+            field="--yes",
+            fix="add --yes; `farm policy rescan --dry-run --policy POLICY` shows what it would change",
+        )
     with open_database(settings) as engine:
         found = opened(policy)
         bench = _bench(engine, found, settings)

@@ -37,12 +37,12 @@ def check(file: File, json_: Json = False) -> None:
         else:
             say(f"farm: refused: {refused}")
         raise typer.Exit(1) from refused
-    doubts = _doubts(found)
     if json_:
-        as_json({"valid": True, "name": found.name, "hash": found.hash, "doubts": doubts})
+        as_json({"valid": True, "name": found.name, "hash": found.hash, "doubts": _doubts(found)})
         return
-    print(clean(f"{found.name} {found.hash}: nothing in it contradicts itself"))
-    for doubt in doubts:
+    print(clean(f"{found.name} {found.hash}: nothing in it contradicts itself"), flush=True)
+    say("farm: asking this farm's encoder what it would judge")  # which takes seconds to load
+    for doubt in _doubts(found):
         print(clean(f"doubt: {doubt}"))
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from farm.store import FsspecStore
 
 POLL_S = 0.5
-STEPS_S = 3.0  # between two lines that differ only in how far the running jobs are
+STEPS_S = 15.0  # between two lines that differ only in how far the running jobs are
 PATIENCE_S = 60.0  # how long a farm may be away while a batch is followed: the supervisor starts it again
 
 

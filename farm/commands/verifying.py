@@ -224,4 +224,5 @@ def _show(row: dict[str, Any]) -> None:
     more += [f"here it is {row['state']}"] if row["state"] not in (None, "published") else []
     if row["prompt_fits"] is not None:
         more.append("drawn from this prompt" if row["prompt_fits"] else "NOT drawn from this prompt")
-    print(clean(f"{row['verdict']:<15} {row['path']}: {row['sentence']}{''.join(f' ({one})' for one in more)}"))
+    name = f"job {row['job']}, {row['path'][-64:][:12]}" if "job" in row else row["path"]
+    print(clean(f"{row['verdict']:<15} {name}: {row['sentence']}{''.join(f' ({one})' for one in more)}"))
