@@ -255,10 +255,11 @@ def _kept(row: Row[Any], first: Row[Any]) -> Kept:
 
 
 def _judged(pictures: Sequence[Picture], judge: Judge) -> Iterator[Judged]:
-    """A picture of which one part cannot be judged is not judged."""
+    """A picture of which one part cannot be judged is not judged, unless it must go for another part's sake."""
     answers = iter(judge([one for picture in pictures for one in picture.kept]))
     for picture in pictures:
         said = [next(answers) for _ in picture.kept]
         fault = next((one for one in said if isinstance(one, Fault)), None)
         verdicts = tuple(one for one in said if isinstance(one, Verdict))
-        yield Judged(picture, fault=fault) if fault else Judged(picture, verdicts)
+        goes = bool(verdicts) and Judged(picture, verdicts).becomes is not picture.state
+        yield Judged(picture, fault=fault) if fault and not goes else Judged(picture, verdicts)

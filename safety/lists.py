@@ -12,6 +12,7 @@ from safety.policy import Policy
 from safety.prompt import SEVERITY
 
 MISSING_WORDS = "The hash list {!r} has not been imported yet, so a person looks at every picture."
+UNHASHED_WORDS = "No PDQ hash of the picture is kept to hold against the list {!r}, so a person looks at it."
 ILLEGAL_WORDS = "This picture cannot be made or used here."  # whoever sent it learns nothing of the list from them
 
 
@@ -20,7 +21,7 @@ class Hit:
     rule: ListRule
     outcome: Outcome
     words: str
-    distance: int | None  # in bits; None where the list is not there
+    distance: int | None  # in bits; None where list or hash is not there
 
     @property
     def illegal(self) -> bool:
@@ -45,9 +46,12 @@ def listed(policy: Policy, lists: Sequence[HashList], verdict: Verdict, file_sha
 
 
 def match(rule: ListRule, known: Mapping[str, HashList], verdict: Verdict, file_sha256: str) -> Hit | None:
-    """A list that is not there would let everything through that is on it: a person looks instead."""
+    """A list that is not there would let everything through that is on it, and so would a picture without the hash that
+    a list holds: a person looks instead."""
     if rule.name not in known:
         return Hit(rule, Outcome.REVIEW, MISSING_WORDS.format(rule.name), None)
+    if known[rule.name].kind == "pdq" and verdict.pdq is None:
+        return Hit(rule, Outcome.REVIEW, UNHASHED_WORDS.format(rule.name), None)
     bits = bits_from(known[rule.name], verdict, file_sha256)
     if bits is None:
         return None

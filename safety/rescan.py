@@ -32,12 +32,18 @@ def judge_of(policy: Policy, rules: Rules, encoder: Texts) -> Callable[[Sequence
 
     def again(one: Kept, found: Verdict | Fault | None) -> Verdict | Fault:
         if found is None:
-            return Fault(Cause.GATE_ERROR, _lacks(one))
+            return by_lists(one, Fault(Cause.GATE_ERROR, _lacks(one)))
         if isinstance(found, Fault):
-            return found
+            return by_lists(one, found)
         if one.reason == FLAT_WORDS:  # the pixels said so, and are not looked at
             found = replace(found, outcome=Outcome.REVIEW, reason=FLAT_WORDS)
         return listed(policy, rules.lists, replace(found, pdq=one.pdq, lists=held), one.file_sha256)
+
+    def by_lists(one: Kept, fault: Fault) -> Verdict | Fault:
+        """A list needs no encoder: what it says stands, whatever the concepts would have said."""
+        alone = Verdict(one.stage, one.subject, Outcome.ALLOW, policy.hash, "", pdq=one.pdq, lists=held)
+        said = listed(policy, rules.lists, alone, one.file_sha256)
+        return fault if said.outcome is Outcome.ALLOW else said
 
     return judge
 

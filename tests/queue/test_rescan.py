@@ -212,6 +212,20 @@ def test_prompt_and_input_are_judged_again_as_well(desk: Desk, part: Stage) -> N
     assert [tuple(row.values()) for row in said] == [("frame", "allow"), (str(part), "block")]
 
 
+def test_a_frame_that_cannot_be_judged_goes_with_its_input_once(desk: Desk) -> None:
+    put(desk, OLD)
+    desk.submit(count=1)
+    (lease,) = desk.claim()
+    desk.queue.record([(lease, replace(judged(lease, stage=Stage.INPUT), subject=sha("part")))])
+    publish(desk, lease)
+    put(desk, NEW)
+    judge = judge_by({sha("part"): REVIEW, frame_of(lease): Fault(Cause.GATE_ERROR, "of another encoder")})
+    assert len(settle(desk, judge)) == 1
+    assert desk.state(lease.job_id) == "held"
+    assert settle(desk, judge) == []  # nothing more follows: it is one that cannot be judged
+    assert look(desk, judge).unjudged == {"of another encoder": 1}
+
+
 def test_what_nobody_may_see_leaves_the_reviewers_too(desk: Desk, shown: dict[str, Lease]) -> None:
     put(desk, NEW)
     settle(desk, judge_by({frame_of(one): BLOCK for one in shown.values()}, illegal=True))

@@ -103,3 +103,30 @@ def test_what_cannot_be_judged_is_a_fault_and_its_neighbours_are_judged(
     assert words in found[0].detail
     assert isinstance(found[1], Verdict)
     assert found[1].outcome is other.outcome
+
+
+@pytest.mark.parametrize("lacks", [{"embedding": None}, {"encoder": "f" * 64}, {"width": 0}])
+@pytest.mark.parametrize("kind", ["pdq", "sha256"])
+def test_a_list_knows_what_no_concept_can_judge_any_more(gate: ClipGate, lacks: dict[str, object], kind: str) -> None:
+    worst = {"name": "worst", "outcome": "block", "code": "c", "words": "w", "illegal": True}
+    policy = edited(hash_lists=[worst])
+    first, other = (replace(one, **lacks) for one in judged(gate, [textured(1), textured(2)]))  # type: ignore[arg-type]
+    known = first.pdq[:32] if first.pdq and kind == "pdq" else bytes.fromhex(first.subject)
+    rules = Rules(policy.document, "", (HashList("worst", kind, known),))
+    hit, unknown = judge_of(policy, rules, gate.encoder())([first, other])
+    assert isinstance(hit, Verdict)
+    assert (hit.outcome, hit.illegal, hit.policy) == (Outcome.BLOCK, True, policy.hash)
+    assert hit.lists == rules.held(["worst"])
+    assert isinstance(unknown, Fault)
+
+
+def test_without_a_pdq_hash_a_person_looks_where_such_a_list_applies(gate: ClipGate) -> None:
+    listed = {"name": "known", "outcome": "block", "code": "c", "words": "w", "applies": ["frame"]}
+    policy, by_looks = edited(hash_lists=[listed]), HashList("known", "pdq", b"\1" * 32)
+    frame, sent = (replace(judged(gate, [textured(1)], stage)[0], pdq=None) for stage in (Stage.FRAME, Stage.INPUT))
+    found, elsewhere = again(gate, policy, [frame, sent], by_looks)
+    assert (found.outcome, found.concept, found.illegal) == (Outcome.REVIEW, "known", False)
+    assert "No PDQ hash" in found.reason
+    assert elsewhere.concept != "known"
+    (by_file,) = again(gate, policy, [frame], HashList("known", "sha256", b"\1" * 32))
+    assert by_file.concept != "known"
