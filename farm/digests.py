@@ -1,5 +1,5 @@
-"""Reads a file of hashes: a hex digest a line, or rows of digest and quality, as ThreatExchange's exports have them.
-Pure.
+"""Reads a file of hashes: a hex digest a line, or, of PDQ, rows of digest and quality, as ThreatExchange's exports have
+them. Pure.
 
 Blank lines and what follows a `#` are left out; so is a first row that only names its columns.
 """
@@ -32,7 +32,7 @@ class Read:
     bad: tuple[BadDigest, ...]
 
 
-def read(lines: Iterable[str]) -> Read:
+def read(lines: Iterable[str], kind: str) -> Read:
     found: set[bytes] = set()
     bad: list[BadDigest] = []
     rows = low = 0
@@ -40,7 +40,7 @@ def read(lines: Iterable[str]) -> Read:
         cells = [cell.strip().strip('"') for cell in line.partition("#")[0].split(",")]
         if not any(cells) or (not rows and not bad and cells[0].lower() in HEADINGS):
             continue
-        if wrong := problem(cells):
+        if wrong := problem(cells, kind):
             bad.append(BadDigest(number, wrong))
             if len(bad) == MAX_BAD:
                 break
@@ -55,13 +55,15 @@ def read(lines: Iterable[str]) -> Read:
     return Read(b"".join(sorted(found)), len(found), rows - low - len(found), low, tuple(bad))
 
 
-def problem(cells: list[str]) -> str:
+def problem(cells: list[str], kind: str) -> str:
     """What is wrong with a row; empty if nothing is."""
     digest, quality = cells[0], cells[1] if len(cells) > 1 else ""
     if strange := next((letter for letter in digest if letter not in HEX), ""):
         return f"{strange!r} is no hexadecimal digit"
     if len(digest) != 2 * SIZE:
         return f"has {len(digest)} digits, not {2 * SIZE}"
+    if quality and kind != "pdq":
+        return f"{quality[:20]!r} stands behind the digest: only PDQ hashes have a quality"
     if quality and not (quality.isascii() and quality.isdecimal() and int(quality) <= 100):
         return f"the quality {quality[:20]!r} is no number from 0 to 100"
     return ""

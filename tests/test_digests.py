@@ -13,7 +13,7 @@ A, B, C = (hashlib.sha256(letter).hexdigest() for letter in (b"a", b"b", b"c"))
 
 def test_digests_comments_headings_and_quality() -> None:
     lines = ["hash,quality", "", f"{A},100", f"# {B}", f"{B.upper()}  # of a file", f'"{A}","80"', f"{C},{LOW_QUALITY}"]
-    found = read(lines)
+    found = read(lines, "pdq")
     assert found.digests == b"".join(sorted(map(bytes.fromhex, (A, B))))
     assert (found.entries, found.doubles, found.low, found.bad) == (2, 1, 1, ())
 
@@ -33,17 +33,25 @@ def test_digests_comments_headings_and_quality() -> None:
     ],
 )
 def test_a_bad_line_is_named_with_its_number_and_reason(line: str, reason: str) -> None:
-    found = read([A, "", line, B, "hash"])
+    found = read([A, "", line, B, "hash"], "pdq")
     assert [(bad.line, bad.reason) for bad in found.bad] == [(3, reason), (5, "'h' is no hexadecimal digit")]
+
+
+def test_a_sha256_has_no_quality_for_which_it_could_be_left_out() -> None:
+    found = read(["sha256", A, f"{B},10", f"{C}, "], "sha256")
+    assert found.digests == b"".join(sorted(map(bytes.fromhex, (A, C))))
+    (bad,) = found.bad
+    assert bad.line == 3
+    assert "'10' stands behind the digest" in bad.reason
 
 
 def test_a_file_of_another_kind_is_not_read_to_its_end() -> None:
     endless = iter(lambda: "nothing of the kind", "")
-    assert len(read(endless).bad) == MAX_BAD
+    assert len(read(endless, "pdq").bad) == MAX_BAD
 
 
 @given(st.lists(st.binary(min_size=SIZE, max_size=SIZE)))
 def test_they_come_sorted_and_once(digests: list[bytes]) -> None:
-    found = read(one.hex() for one in digests)
+    found = read((one.hex() for one in digests), "sha256")
     assert found.digests == b"".join(sorted(set(digests)))
     assert found.entries + found.doubles == len(digests)

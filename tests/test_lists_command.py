@@ -59,7 +59,11 @@ def test_lists_come_and_go_by_command(folder: Path, capsys: Capture) -> None:
     assert (row["named_by"], row["found"], row["illegal"]) == ([], 0, 0)
     assert _run(["policy", "lists", "import", "known", "good.csv", "--kind", "pdq"]) == 1
     assert "--replace" in capsys.readouterr().err
-    assert _run(["policy", "lists", "import", "known", "good.csv", "--kind", "sha256", "--replace"]) == 0
+    assert _run(["policy", "lists", "import", "known", "good.csv", "--kind", "sha256", "--replace"]) == 2
+    assert "only PDQ hashes have a quality" in capsys.readouterr().err
+    Path("plain.txt").write_text(f"{A}\n{B}\n")
+    assert _run(["policy", "lists", "import", "known", "plain.txt", "--kind", "sha256", "--replace"]) == 0
+    assert "known holds 2 digests (sha256)\n" in capsys.readouterr().err
     assert _run(["policy", "lists", "remove", "knwon"]) == 1
     assert "did you mean 'known'?" in capsys.readouterr().err
     assert _run(["policy", "lists", "remove", "known"]) == 0

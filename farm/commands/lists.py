@@ -43,7 +43,9 @@ def ls(json_: Annotated[bool, typer.Option("--json", help="One JSON document on 
 @lists.command("import")
 def import_(
     name: Name,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A digest a line, or rows of digest and quality.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A digest a line; of PDQ also rows of digest and quality.")
+    ],
     kind: Annotated[str, typer.Option(help="sha256 (of files, or of a frame's pixels) or pdq.")],
     replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of the one of that name.")] = False,
     by: By = "",
@@ -56,7 +58,7 @@ def import_(
     if not file.is_file():
         raise BadInput(f"no file {file}", field="FILE", fix="name one")
     with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        found = digests.read(lines)
+        found = digests.read(lines, kind)
     for bad in found.bad:
         say(f"  line {bad.line}: {bad.reason}")
     settings, person, now = config.load(), by or getpass.getuser(), time.time()
@@ -71,7 +73,6 @@ def import_(
     more = "".join(f"; left out: {count:,} {why}" for why, count in left_out.items() if count)
     say(f"farm: {name} holds {counted(found.entries, 'digest')} ({kind}){more}")
     say("farm: `farm policy rescan --by NAME` looks for it in what is published or held")
-    say("farm: `farm policy rescan` looks for them in what was published or is held")
 
 
 @lists.command("remove")

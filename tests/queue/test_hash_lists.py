@@ -26,7 +26,7 @@ A, B = (hashlib.sha256(letter).hexdigest() for letter in (b"a", b"b"))
 
 def put(desk: Desk, name: str, *digests: str, kind: str = "sha256", again: bool = False, person: str = "ann") -> None:
     given = {"person": person, "project_id": "ours", "now": desk.clock(), "replace": again}
-    transact(desk.engine, lambda connection: hash_lists.put(connection, name, kind, read(digests), **given))  # type: ignore[arg-type]
+    transact(desk.engine, lambda connection: hash_lists.put(connection, name, kind, read(digests, kind), **given))  # type: ignore[arg-type]
 
 
 def remove(desk: Desk, name: str) -> None:
