@@ -24,7 +24,7 @@ def sheet(folder: Path) -> Image.Image:
         top = GAP + number // ACROSS * (CELL + TEXT + GAP)
         with Image.open(folder / row["file"]) as image:
             whole.paste(image.convert("RGB"), (left + (CELL - image.width) // 2, top + (CELL - image.height) // 2))
-        for line, text in enumerate(textwrap.wrap(row["prompt"], 28)[:3]):
+        for line, text in enumerate(textwrap.wrap(row["prompt"], 32)[:3]):
             draw.text((left, top + CELL + 4 + 17 * line), text, fill="#1b1c1e", font=font)
     return whole
 
