@@ -19,7 +19,7 @@ from farm import audit
 from farm.db import reading, transaction, upsert
 from farm.errors import BadInput, Forbidden, NotFound, nearest
 from farm.job import Cause, State
-from farm.tables import API_KEY, PROJECT, ROLES, UPLOAD
+from farm.tables import API_KEY, PROJECT, ROLES, THERE, UPLOAD
 from farm.waiting import public
 
 
@@ -134,7 +134,7 @@ class Access:
         return id_
 
     def upload(self, project_id: str, upload_id: str) -> dict[str, Any] | None:
-        query = select(UPLOAD).where(UPLOAD.c.project_id == project_id, UPLOAD.c.id == upload_id)
+        query = select(UPLOAD).where(UPLOAD.c.project_id == project_id, UPLOAD.c.id == upload_id, THERE)
         with reading(self.engine) as connection:
             row = connection.execute(query).mappings().first()
         return dict(row) if row else None

@@ -22,7 +22,7 @@ from farm.job_queue import JobQueue, NewJob
 from farm.lines import BadLine, Line, parse_line
 from farm.ports import ModelCard
 from farm.sizes import of_parent, of_ratio
-from farm.tables import BATCH, JOB, UPLOAD
+from farm.tables import BATCH, JOB, THERE, UPLOAD
 
 MAX_LINE = 64 * 1024
 CHUNK = 1000
@@ -208,7 +208,7 @@ def _inputs(chunk: list[Judged], project: str, engine: Engine) -> dict[str | int
     if not uploads and not jobs:
         return {}
     upload = select(*(UPLOAD.c[name] for name in ("id", "key", "width", "height")))
-    upload = upload.where(UPLOAD.c.project_id == project, UPLOAD.c.id.in_(uploads))
+    upload = upload.where(UPLOAD.c.project_id == project, UPLOAD.c.id.in_(uploads), THERE)
     job = select(JOB.c.id, null(), JOB.c.width, JOB.c.height).where(JOB.c.project_id == project, JOB.c.id.in_(jobs))
     with reading(engine) as connection:
         return {id_: Input(*about) for query in (upload, job) for id_, *about in connection.execute(query)}

@@ -18,7 +18,7 @@ from farm.errors import Fault
 from farm.job import CAUSES, RELEASES_CHILD, Cause, Payer, Spec, State, has_failed
 from farm.moves import Move, is_state
 from farm.ports import Lease, Outcome, Stage, Verdict
-from farm.tables import ARTIFACT, BATCH, COMPONENT, JOB, JOB_FAULT, LANE, UPLOAD, VERDICT
+from farm.tables import ARTIFACT, BATCH, COMPONENT, JOB, JOB_FAULT, LANE, THERE, UPLOAD, VERDICT
 
 MAX_DETAIL = 2000
 REJUDGED = "the policy was changed while it was drawn: it is drawn and judged again"
@@ -337,7 +337,7 @@ def _references(connection: Connection, rows: Sequence[Row[Any]]) -> dict[int, t
         query = select(JOB.c.id, ARTIFACT.c.key, ARTIFACT.c.mime).join(ARTIFACT, ARTIFACT.c.id == JOB.c.artifact_id)
         found |= {id_: (key, mime) for id_, key, mime in connection.execute(query.where(JOB.c.id.in_(parents)))}
     if uploads:
-        query = select(UPLOAD.c.id, UPLOAD.c.key, UPLOAD.c.mime)
+        query = select(UPLOAD.c.id, UPLOAD.c.key, UPLOAD.c.mime).where(THERE)
         found |= {id_: (key, mime) for id_, key, mime in connection.execute(query.where(UPLOAD.c.id.in_(uploads)))}
     wanted = {row.id: row.parent_job_id or row.upload_id for row in rows}
     return {job_id: found[source] for job_id, source in wanted.items() if source in found}

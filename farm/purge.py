@@ -1,12 +1,15 @@
 """What is on a list of illegal pictures leaves the store: the upload it came as, and the picture if one was made.
 
-The verdict is committed first, so whoever dies in between is followed by another; deleting twice is deleting once. A
-job that still waits for such an upload finds that it is not there any more.
+The verdict is committed first, so whoever dies in between is followed by another; deleting twice is deleting once. Of
+an upload the row stays, without its file: what others drew from the same picture is judged on by its size and hash. A
+job that still waits for it finds that it is not there any more.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, delete, select, text
+import time
+
+from sqlalchemy import Engine, select, text, update
 
 from farm.db import reading, transact
 from farm.ports import Stage, Store
@@ -36,5 +39,6 @@ def purge(engine: Engine, store: Store, since: float) -> int:
     for key in there:
         store.delete(key)
     if uploads:
-        transact(engine, lambda connection: connection.execute(delete(UPLOAD).where(UPLOAD.c.key.in_(uploads))))
+        gone = update(UPLOAD).where(UPLOAD.c.key.in_(uploads), UPLOAD.c.purged_at.is_(None))
+        transact(engine, lambda connection: connection.execute(gone.values(purged_at=time.time())))
     return len(there)

@@ -81,6 +81,7 @@ class Upload(SQLModel, table=True):
     height: int
     bytes: int
     created_at: float
+    purged_at: float | None = None  # its file had to leave the store
 
 
 class Batch(SQLModel, table=True):
@@ -466,6 +467,7 @@ METADATA = SQLModel.metadata
 PROJECT = METADATA.tables["project"]
 API_KEY = METADATA.tables["api_key"]
 UPLOAD = METADATA.tables["upload"]
+THERE = UPLOAD.c.purged_at.is_(None)
 BATCH = METADATA.tables["batch"]
 BAD_LINE = METADATA.tables["bad_line"]
 LANE = METADATA.tables["lane"]

@@ -213,7 +213,8 @@ def _rows(measure: Measure, stored: Stored) -> NDArray[np.float16] | Fault:
     if stored.stage is Stage.PROMPT:
         return Fault(Cause.GATE_ERROR, "a frame is judged as input, frame or preview, not as prompt")
     if stored.encoder != measure.fingerprint:
-        return Fault(Cause.GATE_ERROR, f"the embedding is of another encoder ({stored.encoder[:12]})")
+        fix = "with that in FARM_ENCODER `farm policy rescan` judges it"
+        return Fault(Cause.GATE_ERROR, f"the embedding is of another encoder ({stored.encoder[:12]}): {fix}")
     count, dim = len(view_names(stored.width, stored.height)), measure.texts_TD.shape[1]
     if len(stored.embedding) != count * dim * 2:
         what = f"{len(stored.embedding)} bytes of embedding are not {count} views of {dim}"

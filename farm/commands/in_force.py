@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from safety.policy import Policy
 
 By = Annotated[str, typer.Option(metavar="NAME", help="Who answers for it.")]
-UNJUDGED = (
-    "what was said of them stands; with the encoder that saw them in FARM_ENCODER, `farm policy rescan` judges them"
-)
+UNJUDGED = "what was said of them stands"
 
 
 def activate(

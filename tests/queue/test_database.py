@@ -111,6 +111,7 @@ def test_a_database_of_the_first_tables_is_brought_up_to_date_and_keeps_its_rows
             for newer in NEWER_OF_VERDICT:
                 judged_by.drop_column(newer)
         connection.execute(text("ALTER TABLE batch DROP COLUMN forgiven"))
+        connection.execute(text("ALTER TABLE upload DROP COLUMN purged_at"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
         if connection.dialect.name == "postgresql":
             connection.execute(text("ALTER FUNCTION law1_published_update() RESET search_path"))

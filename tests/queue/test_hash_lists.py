@@ -174,9 +174,10 @@ def test_what_is_illegal_leaves_the_store_and_so_do_its_copies(desk: Desk, tmp_p
     assert purge(desk.engine, store, desk.clock() + 1) == 0
     assert purge(desk.engine, store, 0) == 1
     assert [store.has(key) for key in (bad, good)] == [False, True]
-    left = desk.rows("SELECT id FROM upload")
+    left = desk.rows("SELECT id FROM upload WHERE purged_at IS NULL")
     assert [row["id"] for row in left] == [sent[2]]
     assert purge(desk.engine, store, 0) == 0
+    assert [access.upload(*one) is None for one in zip(("ours", "theirs", "ours"), sent, strict=True)] == [1, 1, 0]
     desk.clock.now += 100
     desk.queue.expire()
     assert [lease.reference_key for lease in desk.claim()] == [None]

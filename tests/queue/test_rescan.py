@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 
 from farm import events, rescan, rules
+from farm.access import Access
 from farm.db import transact
 from farm.errors import Conflict, Fault
 from farm.job import Cause
 from farm.job_queue import NewJob
 from farm.ports import Kept, Lease, Outcome, Stage, Verdict
+from farm.purge import purge
 from farm.rescan import Judged, Tally
+from farm.store import open_store
 from tests.queue.conftest import SPEC, Desk, finished, frame_of, sha, stored, verdict
 
 OLD, NEW = '{"name": "old"}', '{"name": "new"}'
@@ -224,6 +228,23 @@ def test_a_frame_that_cannot_be_judged_goes_with_its_input_once(desk: Desk) -> N
     assert desk.state(lease.job_id) == "held"
     assert settle(desk, judge) == []  # nothing more follows: it is one that cannot be judged
     assert look(desk, judge).unjudged == {"of another encoder": 1}
+
+
+def test_what_was_drawn_from_a_file_that_left_the_store_is_judged_on(desk: Desk, tmp_path: Path) -> None:
+    put(desk, OLD)
+    store, access = open_store(f"file://{tmp_path}/store"), Access(desk.engine, desk.clock)
+    key = store.put(b"a picture")
+    sent = access.add_upload("ours", "x", key, "image/png", 30, 20, 9)
+    desk.submit(*[NewJob(line=line, spec=replace(SPEC, edit=True), upload_id=sent) for line in (1, 2)])
+    first, other = desk.claim()
+    said = replace(judged(first, stage=Stage.INPUT), subject=sha("part"))
+    desk.queue.record([(first, said)])
+    publish(desk, first)
+    desk.queue.record([(other, replace(said, outcome=BLOCK, illegal=True))])
+    assert purge(desk.engine, store, 0) == 1
+    ((one,),) = rescan.pages(desk.engine, judge_by({sha("part"): BLOCK}))
+    found = {kept.stage: kept for kept in one.picture.kept}[Stage.INPUT]
+    assert (found.width, found.height, found.file_sha256) == (30, 20, key)
 
 
 def test_what_nobody_may_see_leaves_the_reviewers_too(desk: Desk, shown: dict[str, Lease]) -> None:
