@@ -13,7 +13,7 @@ SIZE = 32  # bytes of a digest
 HEX = frozenset("0123456789abcdefABCDEF")
 LOW_QUALITY = 49  # of 100: a PDQ hash of a picture that shows no more than this is like too many others
 HEADINGS = ("hash", "digest", "sha256", "pdq", "pdq_hash")
-MAX_ENTRIES = 4_000_000  # 128 MB, in every gate
+MAX_ENTRIES = 4_000_000  # 128 MB in every gate, and of PDQ twice that for its index
 MAX_BAD = 1000  # a file with more bad lines is of another kind, and is not read to its end
 
 

@@ -85,7 +85,7 @@ class Kept:
     file_sha256: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class HashList:
     """One imported list of hashes of known pictures."""
 

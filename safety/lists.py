@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from farm.ports import HashList, Outcome, Verdict
 from safety.clauses import ListRule
-from safety.hashes import distance, holds
+from safety.hashes import holds
+from safety.nearest import nearest
 from safety.policy import Policy
 from safety.prompt import SEVERITY
 
@@ -61,5 +62,5 @@ def match(rule: ListRule, known: Mapping[str, HashList], verdict: Verdict, file_
 def bits_from(known: HashList, verdict: Verdict, file_sha256: str) -> int | None:
     """How far the picture is from the list's nearest, if that is near enough to be the same picture."""
     if known.kind == "pdq":
-        return distance(known.digests, verdict.pdq) if verdict.pdq else None
+        return nearest(known, verdict.pdq) if verdict.pdq else None
     return 0 if any(holds(known.digests, one) for one in (verdict.subject, file_sha256) if one) else None
