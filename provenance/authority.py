@@ -1,5 +1,6 @@
 """What an operator does with the keys: look at them, replace one, have the signer's certified by another authority,
-say that a certificate no longer counts, trust another root. Signers that run see it with their next signature.
+say that a certificate no longer counts, trust another root, or one no longer. Signers that run see it with their next
+signature.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from farm.errors import BadInput, Conflict, FarmError, nearest
 from farm.ports import Frame
-from provenance import certificates, keys, labels, manifest
+from provenance import certificates, chain, keys, labels, manifest
 from provenance.keyfiles import (
     alone,
     certificates_in,
@@ -91,11 +92,12 @@ def rotate(
     if token and role != "leaf":
         raise BadInput("the leaf alone rests in a token", field="token", fix="encrypt the others with a passphrase")
     now = keys.init(home, passphrase=passphrase)
-    if "leaf" in ROTATED[role] and now.foreign:
+    made_anew = [one for one in ROTATED[role] if one != "leaf" or role != "root" or not now.foreign]
+    if "leaf" in made_anew and now.foreign:
         fix = "ask it for another with `farm keys csr`, and give its answer to `farm keys rotate --certificate`"
         raise Conflict("the signer's certificate is another authority's", fix=fix)
     with alone(home / "keys" / LOCK):
-        made = [_make(home, one, passphrase, algorithm if one == "leaf" else "", token) for one in ROTATED[role]]
+        made = [_make(home, one, passphrase, algorithm if one == "leaf" else "", token) for one in made_anew]
         return made[0]
 
 
@@ -128,24 +130,24 @@ def request(home: Path, passphrase: bytes | None, names: dict[str, str], algorit
     return certificates.request(key, subject).public_bytes(Encoding.PEM).decode()
 
 
-def install(home: Path, passphrase: bytes | None, chain: list[x509.Certificate]) -> x509.Certificate:
+def install(home: Path, passphrase: bytes | None, answer: list[x509.Certificate]) -> x509.Certificate:
     """The answer to the last request: the signer's certificate, then those above it. A picture is signed with it and
     read back before it is put in use."""
     now, path = keys.init(home, passphrase=passphrase), home / "keys" / NEXT
     if not path.exists():
         raise Conflict("no certificate was asked for", fix="`farm keys csr` makes a key, and the request for it")
     key, _ = read_key(path, passphrase)
-    if not chain or chain[0].public_key() != key.public_key():
+    if not answer or answer[0].public_key() != key.public_key():
         fix = "give the signer's own first; `farm keys csr` makes a new request"
         raise BadInput("the first certificate is not for the key that was asked for", field="certificate", fix=fix)
-    above = [one for one in chain[1:] if one.subject != one.issuer]  # the root stays out
-    tried = replace(now, algorithm=keys.kind_of(key), chain="".join(map(pem, [chain[0], *above])), leaf_key=key)
+    above = [one for one in answer[1:] if one.subject != one.issuer]  # the root stays out
+    tried = replace(now, algorithm=keys.kind_of(key), chain="".join(map(pem, [answer[0], *above])), leaf_key=key)
     _try(tried)
     with alone(home / "keys" / LOCK):
         keys.remember(home, [now.leaf])
-        write_key(home / "keys" / "leaf.pem", key, [chain[0], *above], passphrase, keys.FOREIGN)
+        write_key(home / "keys" / "leaf.pem", key, [answer[0], *above], passphrase, keys.FOREIGN)
         path.unlink()
-    return chain[0]
+    return answer[0]
 
 
 def _try(tried: Keys) -> None:
@@ -161,21 +163,55 @@ def _try(tried: Keys) -> None:
 
 def revoke(home: Path, passphrase: bytes | None, serial: str, since: float, reason: str) -> bool:
     """What it signed no longer counts, but for what a trusted time stamp puts before `since`. If it is in use another
-    takes its place; returns whether it is known here."""
+    takes its place, and a root comes off the trust list; returns whether it is known here."""
     now = keys.init(home, passphrase=passphrase)
-    roles = {one.serial: one.role for one in held(home) if one.state in ("in use", "trusted")}
-    if roles.get(serial) in ("root", "stamps"):
-        says = f"{serial} is a root, or gives time stamps: verifiers learn of those by their trust list"
-        raise BadInput(says, field="serial", fix=f"`farm keys rotate {roles[serial]}`, and hand out a new list")
+    roles = {one.serial: one.role for one in held(home) if one.state == "in use"}
+    roots = {str(one.serial_number) for one in keys.added(home)}
+    if since and (serial in roots or roles.get(serial) in ("root", "stamps")):
+        says = f"{serial} is a root, or gives time stamps: whoever has its key makes stamps of any date"
+        raise BadInput(says, field="--since", fix="leave it out")
     if serial in keys.revoked(home):
         raise Conflict(f"{serial} is revoked already", field="serial")
+    if serial in roots:
+        _require_not_needed(now, serial, home)
     if serial in roles:
         rotate(home, passphrase, roles[serial])
     with alone(home / "keys" / LOCK):
         said = {"serial": serial, "since": since, "reason": reason, "revoked_at": dt.datetime.now(dt.UTC).timestamp()}
         listed = json.dumps([*keys.revocations(home), said], indent=1)
         write_whole(home / "trust" / "revoked.json", listed.encode(), 0o644)
-    return serial in roles or serial in {str(one.serial_number) for one in [*keys.past(home), now.leaf]}
+    if serial in roots or roles.get(serial) == "root":
+        _take_off(home, passphrase, serial)
+    return serial in roles or serial in roots | {str(one.serial_number) for one in [*keys.past(home), now.leaf]}
+
+
+def trust_no_longer(home: Path, passphrase: bytes | None, serial: str) -> x509.Certificate:
+    """A root off the trust list: who verifies by the new list trusts nothing that was signed or stamped under it."""
+    now = keys.init(home, passphrase=passphrase)
+    if serial == str(certificates_in(now.root.encode())[0].serial_number):
+        fix = f"`farm keys revoke {serial}` puts another in its place; `farm keys rotate root` does, and trusts both"
+        raise Conflict(f"{serial} is the farm's own root, which is in use", field="--remove", fix=fix)
+    found = next((one for one in keys.added(home) if str(one.serial_number) == serial), None)
+    if found is None:
+        fix = "`farm keys ls` shows them, as trusted"
+        raise BadInput(f"no root with the serial number {serial} is trusted", field="--remove", fix=fix)
+    _require_not_needed(now, serial, home)
+    _take_off(home, passphrase, serial)
+    return found
+
+
+def _require_not_needed(now: Keys, serial: str, home: Path) -> None:
+    left = [one for one in keys.added(home) if str(one.serial_number) != serial]
+    known = certificates_in(now.chain.encode())
+    if chain.chain(now.leaf, known, now.root + "".join(map(pem, left)))[1] is None:
+        fix = "have it certified by another first (`farm keys csr`): nothing that it signs would be Trusted"
+        raise Conflict(f"the signer's own certificate ends at {serial}", field="serial", fix=fix)
+
+
+def _take_off(home: Path, passphrase: bytes | None, serial: str) -> None:
+    with alone(home / "keys" / LOCK):
+        _keep_trusted(home, [one for one in keys.added(home) if str(one.serial_number) != serial])
+    keys.init(home, passphrase=passphrase)
 
 
 def trust_also(home: Path, passphrase: bytes | None, roots: list[x509.Certificate]) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
+from functools import lru_cache
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from farm.errors import BadInput
 
+_START = re.compile(rb"\x30\x82(?=(..)\x30\x82)", re.DOTALL)  # a certificate, in DER, is a sequence within a sequence
+MAX_FOUND = 100
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 C2PA_SIGNING = ObjectIdentifier("1.3.6.1.4.1.62558.2.1")
@@ -110,3 +115,22 @@ def check_list(trust: str) -> str:
 def due(made: x509.Certificate, role: str) -> dt.datetime:
     """When to make the next one."""
     return made.not_valid_after_utc - dt.timedelta(days=LIFE[role][1])
+
+
+def found_in(store: bytes) -> list[x509.Certificate]:
+    """Those that lie in these bytes, whatever they are there for."""
+    starts = ((one.start(), int.from_bytes(one[1], "big") + 4) for one in _START.finditer(store))
+    pieces = dict.fromkeys(store[at : at + size] for at, size in starts)
+    return [made for piece in list(pieces)[:MAX_FOUND] if (made := parsed(piece)) is not None]
+
+
+@lru_cache(maxsize=64)
+def parsed(piece: bytes) -> x509.Certificate | None:
+    """A certificate in DER, if it is one."""
+    try:
+        made = x509.load_der_x509_certificate(piece)
+        # Some of what is wrong with one shows only when it is read.
+        made.subject.rfc4514_string(), made.issuer.rfc4514_string(), made.not_valid_after_utc
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
+        return None
+    return made

@@ -1,13 +1,12 @@
 """Who signed, up to whom we trust: the certificates that a manifest store carries, put in order by their signatures.
 
-The library names the serial number of the certificate that signed; the rest is looked for here, and counts only where
-one signature follows from the next.
+The library names the serial number of the certificate that signed; anyone may make one with the same. The certificate
+itself is read from the signature, and those above it count only where one signature follows from the next.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,9 +15,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from provenance.certificates import check_list
+from provenance.cose import Signature
 
-_START = re.compile(rb"\x30\x82(?=(..)\x30\x82)", re.DOTALL)  # a certificate, in DER, is a sequence within a sequence
-MAX_FOUND, MAX_LONG = 100, 8
+MAX_LONG = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +29,11 @@ class Certificate:
     sha256: str
 
 
-def found_in(store: bytes) -> list[x509.Certificate]:
-    """Those that lie in these bytes, whatever they are there for."""
-    starts = ((one.start(), int.from_bytes(one[1], "big") + 4) for one in _START.finditer(store))
-    pieces = dict.fromkeys(store[at : at + size] for at, size in starts)
-    return [made for piece in list(pieces)[:MAX_FOUND] if (made := _parsed(piece)) is not None]
-
-
-def chain(serial: str | None, known: Sequence[x509.Certificate], trust: str) -> tuple[list[Certificate], str | None]:
-    """From the certificate with this serial number on; and the hash of the one on the trust list at which it ends."""
+def chain(
+    link: x509.Certificate | None, known: Sequence[x509.Certificate], trust: str
+) -> tuple[list[Certificate], str | None]:
+    """From this certificate on; and the hash of the one on the trust list at which it ends."""
     anchors = _anchors(trust)
-    link = next((one for one in known if str(one.serial_number) == serial), None)
     made: list[Certificate] = []
     while link is not None and len(made) < MAX_LONG:
         made.append(_described(link))
@@ -48,6 +41,37 @@ def chain(serial: str | None, known: Sequence[x509.Certificate], trust: str) -> 
             return made, made[-1].sha256
         link = _issuer(link, anchors) or _issuer(link, [one for one in known if one != link])
     return made, None
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """What one signature of a store rests on."""
+
+    chain: tuple[Certificate, ...] = ()
+    anchor: str | None = None
+    serials: tuple[str, ...] = ()  # of those that vouch for the signer
+    stampers: tuple[str, ...] = ()  # of those that vouch for its time stamp
+
+
+def backing(
+    label: str | None,
+    serial: str | None,
+    signed: Mapping[str, Signature],
+    known: Sequence[x509.Certificate],
+    trust: str,
+) -> Backing:
+    """Of the signature of the manifest with this label, by a certificate with this serial number. Where it cannot be
+    read nobody is named, but everyone `known`, in the whole store, may have vouched."""
+    one = signed.get(label or "")
+    stampers = _above((one.stampers if one else ()) or known, trust)
+    if one is None or not one.signers or str(one.signers[0].serial_number) != serial:
+        return Backing((), None, _above(known, trust), stampers)
+    links, anchor = chain(one.signers[0], one.signers, trust)
+    return Backing(tuple(links), anchor, tuple(link.serial for link in links), stampers)
+
+
+def _above(some: Sequence[x509.Certificate], trust: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(link.serial for one in some for link in chain(one, some, trust)[0]))
 
 
 def list_of(anchor: str | None, lists: Iterable[tuple[str, str]]) -> str | None:
@@ -71,16 +95,6 @@ def _issued(link: x509.Certificate, by: x509.Certificate) -> bool:
 @lru_cache(maxsize=8)
 def _anchors(trust: str) -> tuple[x509.Certificate, ...]:
     return tuple(x509.load_pem_x509_certificates(check_list(trust).encode())) if trust else ()
-
-
-@lru_cache(maxsize=64)
-def _parsed(piece: bytes) -> x509.Certificate | None:
-    try:
-        made = x509.load_der_x509_certificate(piece)
-        _described(made), made.issuer.rfc4514_string()  # some of what is wrong with one shows only when it is read
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
-        return None
-    return made
 
 
 def _described(made: x509.Certificate) -> Certificate:

@@ -141,9 +141,13 @@ class LimitedVerifier:
 
 
 def _from_json(values: Any) -> Report:
-    ancestors = tuple(Ancestor(**one | {"codes": tuple(one["codes"])}) for one in values["ancestors"])
+    ancestors = tuple(Ancestor(**_with_tuples(one)) for one in values["ancestors"])
     links = tuple(Certificate(**one) for one in values["chain"])
-    return Report(**values | {"ancestors": ancestors, "chain": links, "codes": tuple(values["codes"])})
+    return Report(**_with_tuples(values) | {"ancestors": ancestors, "chain": links})
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _allow(seconds: float) -> None:

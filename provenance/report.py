@@ -28,6 +28,7 @@ BROKEN = frozenset({INVALID, SUSPECT})  # of which its credentials are left out,
 MAX_ANCESTORS = 1000
 GENERATION = "org.renderfarm.generation"
 UNTRUSTED, REVOKED = "signingCredential.untrusted", "signingCredential.revoked"
+EXPIRED = "signingCredential.expired"
 # Found in an ancestor, these say that its signer, clock or manifest is not known here; not that it was changed.
 HARMLESS = {
     UNTRUSTED,
@@ -52,6 +53,9 @@ class Ancestor:
     codes: tuple[str, ...] = ()
     serial: str | None = None
     stamped_at: str | None = None
+    serials: tuple[str, ...] = ()
+    stampers: tuple[str, ...] = ()
+    ends: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,9 @@ class Report:
     chain: tuple[Certificate, ...] = ()  # the signer's first
     commitment: str | None = None  # to the prompt, of a picture that a farm has drawn
     anchor: str | None = None  # SHA-256 of the certificate on the trust list at which the chain ends
+    serials: tuple[str, ...] = ()  # of all certificates that vouch for the signer
+    stampers: tuple[str, ...] = ()  # and for its time stamp
+    ends: str | None = None  # when the signer's certificate does
 
     @property
     def declared(self) -> str:

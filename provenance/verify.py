@@ -20,12 +20,12 @@ from typing import Any
 from c2pa import C2paError, Context, Reader
 
 from farm.ports import Provenance
-from provenance import chain, report
+from provenance import certificates, chain, cose, report
 from provenance.certificates import check_list
 from provenance.codes import meaning
 from provenance.container import manifest_store, sniff
 from provenance.limited import LimitedVerifier
-from provenance.report import Report
+from provenance.report import Ancestor, Report
 from provenance.revoking import revoke
 
 # The purposes a signing certificate may have. Left out, the library would take e-mail protection alone.
@@ -118,10 +118,24 @@ def _read(data: bytes, kind: str, settings: Any, trust: str) -> Report:
     embedded = manifest_store(data)
     if not embedded:
         return found
-    links, anchor = chain.chain(found.serial, chain.found_in(embedded), trust)
+    backed = _backed(found, embedded, trust)
+    known = backed.anchor if found.verdict in (report.TRUSTED, report.SUSPECT) else None
     return replace(
-        found,
+        backed,
         manifest_sha256=hashlib.sha256(embedded).hexdigest(),
-        chain=tuple(links),
-        anchor=anchor if found.verdict in (report.TRUSTED, report.SUSPECT) else None,
+        anchor=None if report.UNTRUSTED in found.codes else known,
     )
+
+
+def _backed(found: Report, store: bytes, trust: str) -> Report:
+    """With who vouches for each of its signers."""
+    signed, known = cose.signatures(store), certificates.found_in(store)
+
+    def vouched(one: Report | Ancestor) -> dict[str, Any]:
+        held = chain.backing(one.label, one.serial, signed, known, trust)
+        ends = held.chain[0].not_after if held.chain else None
+        links = {"chain": held.chain, "anchor": held.anchor} if isinstance(one, Report) else {}
+        return links | {"serials": held.serials, "stampers": held.stampers, "ends": ends}
+
+    ancestors = tuple(replace(one, **vouched(one)) if one.serial else one for one in found.ancestors)
+    return replace(found, ancestors=ancestors, **vouched(found))

@@ -64,6 +64,14 @@ def test_every_change_is_told_and_on_record(home: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.count("leaf") == 2
 
 
+def test_who_revokes_a_root_is_told_to_hand_out_the_list(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["keys", "revoke", "12345", "--reason", "another machine's"]) == 0
+    assert "the trust list is another" not in capsys.readouterr().err
+    own = next(row["serial"] for row in told(capsys, "ls") if row["role"] == "root")
+    assert _run(["keys", "revoke", own, "--reason", "stolen"]) == 0
+    assert "the trust list is another" in capsys.readouterr().err
+
+
 def test_wrong_words_change_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(["keys", "revoke", "abc", "--reason", "lost"]) == 2
     assert _run(["keys", "revoke", "12", "--reason", "lost", "--since", "noon"]) == 2
@@ -93,6 +101,22 @@ def test_a_certificate_of_another_authority_is_taken(
     taken = told(capsys, "rotate", "--certificate", "answer.pem")
     assert taken["serial"] == str(answer[0].serial_number)
     assert [action for _, action in deeds(home)] == ["request certificate", "trust", "rotate key"]
+
+
+def test_a_root_that_is_trusted_no_longer_is_on_record(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = keys.init(tmp_path / "other")
+    (tmp_path / "root.pem").write_text(other.root)
+    both = told(capsys, "trust", "--add", "root.pem")
+    (root,) = x509.load_pem_x509_certificates(other.root.encode())
+    one = told(capsys, "trust", "--remove", str(root.serial_number), "--by", "ann")
+    assert (len(both["roots"]), len(one["roots"])) == (2, 1)
+    assert deeds(home)[-1] == ("ann", "distrust")
+    assert _run(["keys", "trust", "--remove", "12"]) == 2
+    own = next(row["serial"] for row in told(capsys, "ls") if row["role"] == "root")
+    assert _run(["keys", "trust", "--remove", own]) == 1
+    assert f"farm keys revoke {own}" in capsys.readouterr().err
 
 
 def test_what_another_authority_certified_is_verified_by_the_dispatcher(home: Path, tmp_path: Path) -> None:

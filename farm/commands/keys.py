@@ -87,7 +87,8 @@ def rotate(
             made = authority.install(settings.home, passphrase, _certificates(certificate, "--certificate"))
         record("rotate key", f"certificate {made.serial_number}", role=role)
     if role == "root":
-        say("farm: give verifiers the new trust list: `farm keys trust`")
+        say("farm: give verifiers the new trust list: `farm keys trust`. The old root stays on it: if it was stolen,")
+        say("farm: `farm keys revoke` it")
     _told(asdict(authority.described(settings.home, made)), json_)
 
 
@@ -103,14 +104,18 @@ def revoke(
 ) -> None:
     """Say that what a certificate signed no longer counts. If it is in use, another takes its place at once."""
     from provenance import authority
+    from provenance import keys as there
 
     if not serial.isdecimal():
         raise BadInput(f"{serial!r} is no serial number", field="SERIAL", fix="`farm keys ls` shows them")
     settings, passphrase = _opened()
     moment = _moment(since)
     with _recorded(settings, by) as record:
+        before = there.init(settings.home, passphrase=passphrase).trust
         known = authority.revoke(settings.home, passphrase, serial, moment, reason)
         record("revoke certificate", f"certificate {serial}", since=moment, reason=reason)
+    if there.trust(settings.home) != before:
+        say("farm: the trust list is another: give it to verifiers (`farm keys trust`)")
     if not known:
         say(f"farm: {serial} is none of the certificates here; it is on the list all the same")
     _told({"serial": serial, "since": since or "ever", "reason": reason}, json_)
@@ -143,6 +148,9 @@ def csr(
 @keys.command("trust")
 def trust(
     add: Annotated[Path | None, typer.Option(metavar="PEM", help="Roots to trust beside the farm's own.")] = None,
+    remove: Annotated[
+        str, typer.Option(metavar="SERIAL", help="A root to trust no longer, as `farm keys ls` shows it.")
+    ] = "",
     by: By = "",
     json_: Json = False,
 ) -> None:
@@ -151,6 +159,11 @@ def trust(
     from provenance import authority
 
     settings = config.load()
+    if remove:
+        settings, passphrase = _opened()
+        with _recorded(settings, by) as record:
+            gone = authority.trust_no_longer(settings.home, passphrase, remove)
+            record("distrust", f"certificate {remove}", called=gone.subject.rfc4514_string())
     if add is not None:
         settings, passphrase = _opened()
         roots = _certificates(add, "--add")

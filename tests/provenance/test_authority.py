@@ -144,13 +144,74 @@ def test_an_issuing_certificate_is_revoked_with_all_under_it(tmp_path: Path, rin
     assert [verdict(one, tmp_path) for one in (before, sign(ring))] == ["Invalid", "Trusted"]
 
 
-def test_a_root_cannot_be_revoked_and_a_strangers_can(tmp_path: Path, ring: Keyring) -> None:
-    for role in ("root", "stamps"):
-        found = next(one.serial for one in authority.held(tmp_path) if one.role == role)
-        with pytest.raises(BadInput, match="trust list"):
-            authority.revoke(tmp_path, None, found, 0.0, "lost")
+def test_a_strangers_certificate_may_be_revoked(tmp_path: Path, ring: Keyring) -> None:
     assert not authority.revoke(tmp_path, None, "12345", 0.0, "another machine's")
     assert keys.revoked(tmp_path) == {"12345": 0.0}
+    assert verdict(sign(ring), tmp_path) == "Trusted"
+
+
+def in_use(home: Path, role: str) -> str:
+    return next(one.serial for one in authority.held(home) if (one.role, one.state) == (role, "in use"))
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_stolen_root_comes_off_the_trust_list(tmp_path: Path, rotated: bool) -> None:
+    ring = Keyring(Settings(home=tmp_path))
+    before, lost, old = sign(ring), in_use(tmp_path, "root"), keys.trust(tmp_path)
+    with pytest.raises(BadInput, match="any date"):
+        authority.revoke(tmp_path, None, lost, 1.0, "stolen")
+    if rotated:
+        authority.rotate(tmp_path, None, "root")
+        assert verdict(before, tmp_path) == "Trusted", "rotated, it stays on the list"
+    assert authority.revoke(tmp_path, None, lost, 0.0, "stolen")
+    assert lost not in [
+        str(one.serial_number) for one in x509.load_pem_x509_certificates(keys.trust(tmp_path).encode())
+    ]
+    assert verdict(before, tmp_path) == "Valid", "of a signer that nobody knows"
+    assert verify_bytes(before.data, before.mime, old, keys.revoked(tmp_path)).verdict == "Invalid"
+    after = sign(ring)
+    assert verdict(after, tmp_path) == "Trusted"
+    assert verify_bytes(after.data, after.mime, keys.trust(tmp_path)).stamped_at
+    ring.close()
+
+
+def test_a_stolen_stamp_key_dates_nothing_back(tmp_path: Path) -> None:
+    ring = Keyring(Settings(home=tmp_path))
+    before, lost, first = sign(ring), in_use(tmp_path, "stamps"), serial(ring)
+    assert authority.revoke(tmp_path, None, lost, 0.0, "stolen")
+    after, trust = sign(ring), keys.trust(tmp_path)
+    stamped = [verify_bytes(one.data, one.mime, trust, keys.revoked(tmp_path)).stamped_at for one in (before, after)]
+    assert stamped[0] is None
+    assert stamped[1] is not None
+    assert [verdict(one, tmp_path) for one in (before, after)] == ["Trusted", "Trusted"]
+    soon = dt.datetime.now(dt.UTC).timestamp() + 3600
+    authority.revoke(tmp_path, None, first, soon, "stolen with it")
+    assert [verdict(one, tmp_path) for one in (before, after)] == ["Invalid", "Trusted"]
+    ring.close()
+
+
+def test_a_root_is_trusted_no_longer(tmp_path: Path, ring: Keyring) -> None:
+    other = keys.init(tmp_path / "other")
+    (root,) = x509.load_pem_x509_certificates(other.root.encode())
+    number = str(root.serial_number)
+    with pytest.raises(BadInput, match="no root with the serial"):
+        authority.trust_no_longer(tmp_path, None, number)
+    with pytest.raises(Conflict, match="in use"):
+        authority.trust_no_longer(tmp_path, None, in_use(tmp_path, "root"))
+    authority.trust_also(tmp_path, None, [root])
+    assert authority.trust_no_longer(tmp_path, None, number) == root
+    assert keys.trust(tmp_path) == ring.signing.keys.root == ring.signing.keys.trust
+    authority.trust_also(tmp_path, None, [root])
+    authority.install(tmp_path, None, certified(authority.request(tmp_path, None, NAMES), tmp_path / "other"))
+    for ask in (
+        lambda: authority.trust_no_longer(tmp_path, None, number),
+        lambda: authority.revoke(tmp_path, None, number, 0.0, "stolen"),
+    ):
+        with pytest.raises(Conflict, match="signer's own certificate"):
+            ask()
+    leaf = serial(ring)
+    assert authority.revoke(tmp_path, None, in_use(tmp_path, "root"), 0.0, "stolen"), "the other's leaf stays"
+    assert serial(ring) == leaf
     assert verdict(sign(ring), tmp_path) == "Trusted"
 
 
@@ -210,6 +271,7 @@ def test_a_certificate_of_another_authority_is_theirs_to_renew(
         .not_valid_after(past)
         .sign(issuer_key, certificates.digest_for(issuer_key))
     )
+    ring._seen = keys.stamp_of(tmp_path)  # as if these had always been the keys
     ring._take(replace(keys.load(tmp_path, b"open sesame"), leaf=leaf))
     with pytest.raises(Fault, match="has ended") as caught:
         sign(ring)

@@ -7,14 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from provenance import chain, keys, report
+from farm.config import Settings
+from provenance import authority, certificates, cose, keys, report
 from provenance.container import manifest_store
+from provenance.keyfiles import pem, read_key
+from provenance.keyring import Keyring
 from provenance.report import Report
 from provenance.revoking import revoke
 from provenance.signing import Parent, Signing
 from provenance.verify import told, verify_bytes, verify_files
-from tests.provenance.test_verify import EDIT, MANIFEST, encoded
+from tests.provenance.test_verify import EDIT, MANIFEST, encoded, sign_unread
 
 STAMPED = "2026-11-01T12:00:00+00:00"
 AT = dt.datetime.fromisoformat(STAMPED).timestamp()
@@ -55,8 +62,8 @@ def test_a_certificate_that_cannot_be_read_is_passed_over(signed: tuple[bytes, b
     store = manifest_store(made) or b""
     name = b"\x0c" + bytes([len("Farm development issuing CA")]) + b"Farm development issuing CA"
     at = store.index(name)
-    assert len(chain.found_in(store)) == 2
-    assert len(chain.found_in(store[:at] + b"\x03" + store[at + 1 :])) == 1
+    assert len(certificates.found_in(store)) == 2
+    assert len(certificates.found_in(store[:at] + b"\x03" + store[at + 1 :])) == 1
 
 
 def test_what_a_revoked_certificate_signed_is_invalid(signed: tuple[bytes, bytes, str], tmp_path: Path) -> None:
@@ -97,3 +104,82 @@ def test_a_time_counts_only_where_its_stamp_is_trusted() -> None:
 
     assert stamped("timeStamp.validated", "timeStamp.trusted") == STAMPED
     assert stamped("timeStamp.validated") is None
+
+
+def test_a_revoked_issuing_certificate_counts_in_ancestors_too(tmp_path: Path) -> None:
+    first = keys.init(tmp_path)
+    made = Signing(first).sign(MANIFEST, encoded("png"), "image/png").data
+    authority.rotate(tmp_path, None, "issuing")
+    second = Signing(keys.init(tmp_path))
+    data = second.sign(EDIT, encoded("png", 2), "image/png", Parent(made, "image/png", "the first")).data
+    whole = verify_bytes(data, None, second.keys.trust)
+    lost = str(x509.load_pem_x509_certificates(first.chain.encode())[1].serial_number)
+    assert lost in whole.ancestors[0].serials
+    assert lost not in whole.serials
+    bad = verify_bytes(data, None, second.keys.trust, {lost: AT})
+    assert (whole.verdict, bad.verdict, bad.codes) == ("Trusted", "SuspectAncestor", ("signingCredential.revoked",))
+
+
+def test_a_stamp_by_a_revoked_certificate_shows_nothing(tmp_path: Path) -> None:
+    """Whoever stole its key can date back whatever they like."""
+    ring = Keyring(Settings(home=tmp_path))
+    first = ring.signing.sign(MANIFEST, encoded("png"), "image/png").data
+    data = ring.signing.sign(EDIT, encoded("png", 2), "image/png", Parent(first, "image/png", "the first")).data
+    held = ring.signing.keys
+    ring.close()
+    leaf, late = str(held.leaf.serial_number), dt.datetime.now(dt.UTC).timestamp() + 3600
+    root = str(x509.load_pem_x509_certificate(held.root.encode()).serial_number)
+    found = verify_bytes(data, None, held.trust, {leaf: late})
+    assert found.verdict == "Trusted"
+    assert found.stamped_at is not None
+    stamper = str(held.stamp_chain[0].serial_number)
+    assert {stamper, root} <= set(found.stampers) & set(found.ancestors[0].stampers)
+    bare = verify_bytes(data, None, held.trust, {stamper: late})
+    assert (bare.verdict, bare.stamped_at, bare.ancestors[0].stamped_at) == ("Trusted", None, None)
+    for lost in (stamper, root):
+        bad = verify_bytes(data, None, held.trust, {leaf: late, lost: late})
+        assert (bad.verdict, bad.ancestors[0].verdict) == ("Invalid", "Invalid")
+    ended = replace(found, ends="2020-01-01T00:00:00+00:00")
+    assert revoke(ended, {}).verdict == "Trusted"
+    assert (revoke(ended, {stamper: 0.0}).verdict, revoke(ended, {stamper: 0.0}).codes) == (
+        "Invalid",
+        ("signingCredential.expired",),
+    )
+
+
+def test_a_serial_number_alone_makes_nobody_one_of_ours(tmp_path: Path) -> None:
+    """A stranger's certificate with the number of our leaf, on an edit of our picture, which was changed before."""
+    ours, theirs = keys.init(tmp_path / "ours"), keys.init(tmp_path / "theirs")
+    made = bytearray(Signing(ours).sign(MANIFEST, encoded("png"), "image/png").data)
+    made[-30] ^= 1
+    issuer_key, issuers = read_key(tmp_path / "theirs" / "keys" / "issuing.pem", None)
+    like = theirs.leaf
+    copied = x509.CertificateBuilder(
+        like.issuer, like.subject, like.public_key(), ours.leaf.serial_number, extensions=list(like.extensions)
+    )
+    lived = copied.not_valid_before(like.not_valid_before_utc).not_valid_after(like.not_valid_after_utc)
+    false = lived.sign(issuer_key, certificates.digest_for(issuer_key))
+    signing = Signing(replace(theirs, leaf=false, chain="".join(map(pem, [false, *issuers]))))
+    data = sign_unread(signing, encoded("png", 2), "image/png", Parent(bytes(made), "image/png", "ours"))
+    found = verify_bytes(data, None, ours.root)
+    assert (found.verdict, found.serial) == ("SuspectAncestor", str(ours.leaf.serial_number))
+    assert "signingCredential.untrusted" in found.codes
+    assert found.chain[0].sha256 == false.fingerprint(hashes.SHA256()).hex()
+    assert found.anchor is None
+    assert told(found, [("this farm", ours.root)])["trusted_by"] is None
+
+
+@given(st.binary(max_size=400), st.integers(0, 12000))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_lies_in_a_store_is_read_without_a_crash(
+    signed: tuple[bytes, bytes, str], noise: bytes, at: int
+) -> None:
+    store = manifest_store(signed[1]) or b""
+    whole = cose.signatures(store)
+    assert [len(one.signers) for one in whole.values()] == [2, 2]
+    assert len(cose.signatures(store[:at] + noise + store[at + len(noise) :])) <= 2
+    assert cose.signatures(noise) == {}
+    manifests = [body for kind, body in cose._boxes(next(cose._boxes(store))[1])][1:]
+    again = b"".join((len(one) + 8).to_bytes(4, "big") + b"jumb" + one for one in [*manifests, manifests[0]])
+    twice = (len(again) + 8).to_bytes(4, "big") + b"jumb" + again
+    assert len(cose.signatures(twice)) == 1, "one that is there twice is nobody's"
