@@ -184,10 +184,18 @@ def added(home: Path) -> list[x509.Certificate]:
     return certificates_in(private_bytes(path)) if path.exists() else []
 
 
-def stamp_of(home: Path) -> tuple[tuple[int, int], ...]:
-    """Changes with the keys: how a signer that runs sees that they were changed under it."""
-    places = (home / "keys" / "leaf.pem", home / "keys" / "trusted.pem", home / "trust" / "revoked.json")
-    return tuple((place.stat().st_ino, place.stat().st_mtime_ns) if place.exists() else (0, 0) for place in places)
+def stamp_of(home: Path) -> tuple[tuple[int, int, int], ...]:
+    """Changes with the keys: how a signer that runs sees that they were changed under it. File systems give the number
+    of a file that is gone to the next one."""
+    names = ("leaf.pem", "stamps.pem", "root.pem", "trusted.pem")
+    return tuple(map(_seen, [*(home / "keys" / name for name in names), home / "trust" / "revoked.json"]))
+
+
+def _seen(place: Path) -> tuple[int, int, int]:
+    if not place.exists():
+        return 0, 0, 0
+    found = place.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def kind_of(holder: PrivateKey | x509.Certificate) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -49,9 +50,12 @@ def serial(ring: Keyring) -> str:
 @pytest.mark.parametrize("passphrase", ["", "open sesame"])
 def test_a_rotated_key_signs_next_and_what_was_signed_stays_trusted(tmp_path: Path, role: str, passphrase: str) -> None:
     ring = Keyring(Settings(home=tmp_path, passphrase=passphrase))
-    before, first = sign(ring), serial(ring)
+    before, first, stamper = sign(ring), serial(ring), ring.signing.keys.stamp_chain[0]
     made = authority.rotate(tmp_path, passphrase.encode() or None, role)
     after = sign(ring)
+    stampers = verify_bytes(after.data, after.mime, keys.trust(tmp_path)).stampers
+    assert (str(stamper.serial_number) in stampers) is (role not in ("stamps", "root"))
+    assert (str(made.serial_number) in stampers) is (role in ("stamps", "root"))
     assert [verdict(one, tmp_path) for one in (before, after)] == ["Trusted", "Trusted"]
     held = {one.serial: one for one in authority.held(tmp_path)}
     assert (held[str(made.serial_number)].role, held[str(made.serial_number)].state) == (role, "in use")
@@ -59,6 +63,19 @@ def test_a_rotated_key_signs_next_and_what_was_signed_stays_trusted(tmp_path: Pa
     assert held[first].state == ("in use" if role == "stamps" else "past")
     assert (serial(ring) == first) is (role == "stamps")
     ring.close()
+
+
+def test_a_file_that_takes_the_place_and_the_number_of_another_is_seen(tmp_path: Path) -> None:
+    keys.init(tmp_path)
+    for name in ("leaf.pem", "stamps.pem", "root.pem"):
+        path = tmp_path / "keys" / name
+        before, was = keys.stamp_of(tmp_path), path.stat()
+        path.write_bytes(path.read_bytes() + b"\n")
+        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+        assert path.stat().st_ino == was.st_ino
+        longer = keys.stamp_of(tmp_path)
+        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns + 1))
+        assert len({before, longer, keys.stamp_of(tmp_path)}) == 3, name
 
 
 def test_a_leaf_may_change_its_algorithm(tmp_path: Path, ring: Keyring) -> None:
