@@ -73,7 +73,7 @@ class Dispatcher:
                 TIDY_S,
                 [self.herald.announce, self._expire, self._seal, self._steer, self._tell_gangs, self._see_files],
             ),
-            "cleaner": (TIDY_S, [self._tidy, self._purge]),
+            "cleaner": (TIDY_S, [self._tidy, self._purge, self._end_quarantine]),
             "teller": (TIDY_S, [self.teller.tell]),
             "prober": (PROBE_S, [self._probe, self._sign_head]),
         }
@@ -220,12 +220,14 @@ class Dispatcher:
         self._forget()
 
     def _purge(self) -> None:
-        """What must leave the store: illegal pictures at once, kept ones when their time is over."""
+        """Illegal pictures leave the store at once."""
         began = self.clock()
-        quarantine.expire(self.queue.engine, self.ports.store, began)
         if gone := purge(self.queue.engine, self.ports.store, self.purged_from):
             log.warning("%d files of illegal pictures left the store", gone)
         self.purged_from = began - OVERLAP_S
+
+    def _end_quarantine(self) -> None:
+        quarantine.expire(self.queue.engine, self.ports.store, self.clock())
 
     def _forget(self) -> None:
         """What was kept of jobs that are not drawn any more."""

@@ -28,7 +28,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     S.QUEUED: frozenset({S.WAITING, S.LEASED, S.CANCELLED}),
     S.LEASED: frozenset({S.WAITING, S.QUEUED, S.PUBLISHED, S.HELD, S.BLOCKED, S.FAILED, S.CANCELLED}),
     S.HELD: frozenset({S.APPROVED, S.REJECTED}),
-    S.APPROVED: frozenset({S.PUBLISHED, S.HELD}),
+    S.APPROVED: frozenset({S.PUBLISHED, S.HELD, S.REJECTED}),  # rejected: on a list of what nobody may see
     S.REJECTED: frozenset({S.HELD}),
     S.BLOCKED: frozenset({S.HELD}),
     S.FAILED: frozenset({S.QUEUED}),

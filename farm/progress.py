@@ -14,17 +14,18 @@ from farm.job import State
 from farm.leasing import Leasing
 from farm.moves import chunks
 from farm.ports import Lease, Outcome, Signed, Stage, Step
-from farm.tables import JOB, PROGRESS, VERDICT
+from farm.tables import DOUBTED, JOB, PROGRESS, VERDICT
 
 STANDS = exists().where(JOB.c.id == PROGRESS.c.job_id, JOB.c.attempt == PROGRESS.c.attempt, JOB.c.state == State.LEASED)
 
 
 def doubted(job_id: ColumnElement[int] | int) -> ColumnElement[bool]:
-    """Did the gate, in any attempt, not plainly allow the prompt, the input or a frame of this job? Then a person is
-    asked before anyone sees anything of it, however soon the preview was made."""
+    """Did the gate, in any attempt, not plainly allow the prompt, the input or a frame of this job, or block one beside
+    it? Then a person is asked before anyone sees anything of it, however soon the preview was made."""
     doubt = VERDICT.alias("doubt")
     on_it = (doubt.c.job_id == job_id, doubt.c.stage != str(Stage.PREVIEW))
-    return exists().where(*on_it, doubt.c.outcome != str(Outcome.ALLOW))
+    said = exists().where(*on_it, doubt.c.outcome != str(Outcome.ALLOW))
+    return said | exists().where(DOUBTED.c.job_id == job_id)
 
 
 class Progressing(Leasing):

@@ -12,6 +12,7 @@ import time
 from sqlalchemy import Engine, select, text, update
 
 from farm.db import reading, transact
+from farm.errors import Fault
 from farm.ports import Stage, Store
 from farm.tables import ARTIFACT, JOB, UPLOAD, VERDICT
 
@@ -36,9 +37,15 @@ def purge(engine: Engine, store: Store, since: float) -> int:
         uploads = set(connection.execute(UPLOADED.where(VERDICT.c.created_at >= since)).scalars())
         made = set(connection.execute(MADE.where(VERDICT.c.created_at >= since)).scalars())
     there = [key for key in sorted(uploads | made) if store.has(key)]
-    for key in there:
-        store.delete(key)
     if uploads:
         gone = update(UPLOAD).where(UPLOAD.c.key.in_(uploads), UPLOAD.c.purged_at.is_(None))
         transact(engine, lambda connection: connection.execute(gone.values(purged_at=time.time())))
+    faults = []
+    for key in there:
+        try:
+            store.delete(key)
+        except Fault as fault:  # one that cannot be deleted keeps no other
+            faults.append(fault)
+    if faults:
+        raise faults[0]
     return len(there)

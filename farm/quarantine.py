@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, delete, insert, select
 
 from farm import audit
 from farm.db import reading, transact
-from farm.errors import NotFound
+from farm.errors import Fault, NotFound
 from farm.ports import Frame, Lease, Signer, Store, Verdict
 from farm.tables import POLICY, QUARANTINE, VERDICT
 
@@ -77,16 +77,24 @@ class Quarantine:
 
 
 def expire(engine: Engine, store: Store, now: float) -> int:
-    """Delete those whose time is over; returns how many. The row last: whoever dies in between is followed."""
+    """Delete those whose time is over; returns how many. The row last: whoever dies in between is followed, and a file
+    that cannot be deleted is tried again and keeps no other."""
     over = select(QUARANTINE.c.id, QUARANTINE.c.key).where(QUARANTINE.c.expires_at <= now)
     with reading(engine) as connection:
         rows = connection.execute(over.order_by(QUARANTINE.c.expires_at).limit(EXPIRE_AT_ONCE)).all()
+    done, faults = [], []
     for row in rows:
-        store.delete(row.key)
-    if rows:
-        gone = delete(QUARANTINE).where(QUARANTINE.c.id.in_([row.id for row in rows]))
+        try:
+            store.delete(row.key)
+            done.append(row.id)
+        except Fault as fault:
+            faults.append(f"{row.id}: {fault.detail}")
+    if faults:
+        log.warning("the time of %d is over, and their files are still there, as that of %s", len(faults), faults[0])
+    if done:
+        gone = delete(QUARANTINE).where(QUARANTINE.c.id.in_(done))
         transact(engine, lambda connection: connection.execute(gone))
-    return len(rows)
+    return len(done)
 
 
 SHOWN: list[Any] = [QUARANTINE.c[name] for name in ("id", "project_id", "job_id", "created_at", "expires_at", "key")]

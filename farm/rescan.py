@@ -44,8 +44,12 @@ class Picture:
     attempt: int
     state: State
     approved: bool  # by a person
-    before: Outcome  # as it was judged last
+    last: tuple[Outcome, ...]  # as each of these was judged last
     kept: tuple[Kept, ...]
+
+    @property
+    def before(self) -> Outcome:
+        return max(self.last, key=GRAVITY.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,7 @@ class Tally:
 
 def after(state: State, approved: bool, verdict: Verdict) -> State:
     """What a picture in this state becomes by a later verdict. What nobody may see, reviewers do not see either."""
-    if verdict.illegal and state is State.HELD:
+    if verdict.illegal and state in (State.HELD, State.APPROVED):
         return State.REJECTED
     if state is not State.PUBLISHED or (approved and not verdict.illegal):
         return state
@@ -187,10 +191,13 @@ def _is_as_it_was(job: Row[Any] | None, picture: Picture) -> bool:
 
 
 def _rows(judged: Judged, now: float) -> Iterator[tuple[Verdict, dict[str, Any]]]:
-    """What is said of the pixels marks the picture as done; beside that only doubts tell anything. The embedding lies
-    with the first verdict."""
+    """What is said of the pixels marks the picture as done; beside that only doubts tell anything, and that there is
+    one no more. The embedding lies with the first verdict."""
+    subjects = ((one.stage, one.subject) for one in judged.picture.kept)
+    last = dict(zip(subjects, judged.picture.last, strict=True))
     for verdict in judged.verdicts:
-        if verdict.stage is Stage.FRAME or verdict.outcome is not Outcome.ALLOW:
+        said = {verdict.outcome, last[verdict.stage, verdict.subject]}
+        if verdict.stage is Stage.FRAME or said != {Outcome.ALLOW}:
             yield verdict, verdict_row(judged.picture, replace(verdict, embedding=None, pdq=None), now)
 
 
@@ -232,15 +239,14 @@ def _picture(row: Row[Any], said: Sequence[Row[Any]]) -> Picture:
     """Of each thing that was judged the last outcome counts, and the embedding is where the first one left it."""
     mine = [one for one in said if one.attempt == row.attempt]
     subjects = list(dict.fromkeys((one.stage, one.subject) for one in mine))
-    kept, before = [], []
+    kept, last = [], []
     for subject in subjects:
         of_one = [one for one in mine if (one.stage, one.subject) == subject]
         kept.append(_kept(row, of_one[0]))
-        before.append(Outcome(of_one[-1].outcome))
+        last.append(Outcome(of_one[-1].outcome))
     approved = row.decision_id is not None or row.state == State.APPROVED
-    gravest = max(before, key=GRAVITY.index)
-    state = State(row.state)
-    return Picture(row.id, row.job_id, row.project_id, row.batch_id, row.attempt, state, approved, gravest, tuple(kept))
+    state, ours = State(row.state), (row.id, row.job_id, row.project_id, row.batch_id, row.attempt)
+    return Picture(*ours, state, approved, tuple(last), tuple(kept))
 
 
 def _kept(row: Row[Any], first: Row[Any]) -> Kept:

@@ -97,6 +97,22 @@ def test_what_was_kept_goes_when_its_time_is_over(ports: FakePorts) -> None:
     assert (store.has(row["key"]), rows(ports, QUARANTINE)) == (False, [])
 
 
+def test_a_file_that_cannot_be_deleted_keeps_no_other(ports: FakePorts, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit(ports, NewJob(line=1, spec=spec()), NewJob(line=2, spec=spec("another")))
+    run(ports)
+    first, second = rows(ports, QUARANTINE)
+    delete = ports.store.delete
+
+    def sticks(key: str) -> None:
+        if key == first["key"]:
+            raise away(Cause.STORE_DOWN)
+        delete(key)
+
+    monkeypatch.setattr(ports.store, "delete", sticks)
+    assert quarantine.expire(ports.queue.engine, ports.store, NOW + 7 * DAY_S) == 1
+    assert (ports.store.has(second["key"]), rows(ports, QUARANTINE)) == (False, [first])
+
+
 def test_an_operator_opens_one_on_the_record(
     ports: FakePorts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

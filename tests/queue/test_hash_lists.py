@@ -13,8 +13,8 @@ from farm import audit, events, hash_lists, rules
 from farm.access import Access
 from farm.db import reading, transact
 from farm.digests import read
-from farm.errors import BadInput, Conflict, NotFound
-from farm.job import State
+from farm.errors import BadInput, Conflict, Fault, NotFound
+from farm.job import Cause, State
 from farm.job_queue import NewJob
 from farm.ports import Lease, Outcome, Stage
 from farm.purge import purge
@@ -199,3 +199,26 @@ def test_a_picture_that_a_new_list_finds_leaves_the_store(desk: Desk, tmp_path: 
     forge_illegal(desk, leases[0])
     assert purge(desk.engine, store, 0) == 1
     assert [store.has(key) for key in keys] == [False, True]
+
+
+def test_a_file_that_cannot_be_deleted_keeps_no_other(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, access = open_store(f"file://{tmp_path}/store"), Access(desk.engine, desk.clock)
+    keys = sorted(store.put(data) for data in (b"bad", b"worse"))
+    for key in keys:
+        sent = access.add_upload("ours", "x", key, "image/png", 1, 1, 3)
+        desk.submit(NewJob(line=1, spec=replace(SPEC, edit=True), upload_id=sent))
+        (lease,) = desk.claim()
+        desk.queue.record([(lease, replace(verdict(key, Outcome.BLOCK, Stage.INPUT), illegal=True))])
+    delete = store.delete
+
+    def sticks(key: str) -> None:
+        if key == keys[0]:
+            raise Fault(Cause.STORE_DOWN, "read only")
+        delete(key)
+
+    monkeypatch.setattr(store, "delete", sticks)
+    with pytest.raises(Fault, match="read only"):
+        purge(desk.engine, store, 0)
+    assert [store.has(key) for key in keys] == [True, False]

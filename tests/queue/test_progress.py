@@ -153,6 +153,19 @@ def test_a_job_that_the_gate_doubts_shows_no_preview(desk: Desk, lease: Lease, s
     assert running(desk) == [(lease.job_id, 3, False)]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_job_beside_a_blocked_one_shows_no_preview(desk: Desk, lease: Lease, when: str) -> None:
+    if when == "after":
+        tell(desk, lease, 3)
+        assert desk.queue.keep_preview(lease, judged(desk, lease), SIGNED)
+    desk.sql("INSERT INTO doubted VALUES (:id, 'ours', 'beside another', 0)", id=lease.job_id)
+    if when == "before":
+        tell(desk, lease, 3)
+        assert not desk.queue.keep_preview(lease, judged(desk, lease), SIGNED)
+    assert shown(desk, lease) is None
+    assert running(desk) == [(lease.job_id, 3, False)]
+
+
 def test_a_doubt_that_comes_while_a_preview_is_kept_is_not_overlooked(
     desk: Desk, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -57,8 +58,8 @@ def judge_by(says: dict[str, Outcome | Fault], *, illegal: bool = False) -> resc
     def _verdict(one: Kept, outcome: Outcome | Fault) -> Verdict | Fault:
         if isinstance(outcome, Fault):
             return outcome
-        said = {"concept": "c", "reason": f"new: {outcome}"}
-        return Verdict(one.stage, one.subject, outcome, STANDS[0], "e", **said, illegal=illegal)  # type: ignore[arg-type]
+        said: dict[str, Any] = {"concept": "c", "reason": f"new: {outcome}", "illegal": illegal and outcome is BLOCK}
+        return Verdict(one.stage, one.subject, outcome, STANDS[0], "e", **said)
 
     return judge
 
@@ -230,6 +231,18 @@ def test_a_frame_that_cannot_be_judged_goes_with_its_input_once(desk: Desk) -> N
     assert look(desk, judge).unjudged == {"of another encoder": 1}
 
 
+def test_a_doubt_about_the_prompt_that_is_over_is_told_once(desk: Desk) -> None:
+    put(desk, OLD)
+    desk.submit(count=1)
+    (lease,) = desk.claim()
+    desk.queue.record([(lease, replace(judged(lease, REVIEW, Stage.PROMPT), subject=sha("part")))])
+    publish(desk, lease)
+    assert look(desk, judge_by({})).counts == {"review -> allow, stays held": 1}
+    put(desk, NEW)
+    settle(desk, judge_by({}))
+    assert look(desk, judge_by({})).counts == {}
+
+
 def test_what_was_drawn_from_a_file_that_left_the_store_is_judged_on(desk: Desk, tmp_path: Path) -> None:
     put(desk, OLD)
     store, access = open_store(f"file://{tmp_path}/store"), Access(desk.engine, desk.clock)
@@ -255,6 +268,15 @@ def test_what_nobody_may_see_leaves_the_reviewers_too(desk: Desk, shown: dict[st
     assert {found[name] for name in ("held", "held, allowed", "rejected")} == {"rejected"}
     told = desk.rows("SELECT job_id FROM event WHERE kind = :kind ORDER BY job_id", kind=events.ILLEGAL)
     assert names_of(shown, [row["job_id"] for row in told]) == shown.keys() - {"blocked", "rejected"}
+
+
+def test_an_approval_does_not_outlast_a_list_of_what_nobody_may_see(desk: Desk, shown: dict[str, Lease]) -> None:
+    lease = shown["held"]
+    decision = desk.queue.decide(lease.job_id, desk.job(lease.job_id)["artifact_id"], "approve", "ann", "")
+    put(desk, NEW)
+    settle(desk, judge_by({frame_of(lease): BLOCK}, illegal=True))
+    assert desk.state(lease.job_id) == "rejected"
+    assert not desk.queue.publish_approved(lease.job_id, decision, stored(frame_of(lease), key=sha("approved")))
 
 
 def test_the_children_of_what_is_withdrawn_follow_it(desk: Desk) -> None:
