@@ -140,7 +140,7 @@ def measured(images: int, rounds: int, device: str, stored: int) -> dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         say(f"making {LARGE} with random weights")
         for subject in subjects(Path(folder)):
-            gate = load_gate("", subject.encoder, device)
+            gate = load_gate(subject.encoder, device)
             many = images if subject.name == LARGE else images * 10
             figures[subject.name] = compare(subject, gate, many, rounds, device)
             say(f"{subject.name}: {stored:,} stored embeddings judged again")

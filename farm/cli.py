@@ -173,6 +173,7 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     from actors.plan import groups_of
     from actors.pool import Pool
     from farm import sealed
+    from farm.commands.beforehand import first_policy
     from farm.db import connect, migrate
     from farm.dispatcher import Dispatcher
     from farm.job_queue import JobQueue
@@ -183,21 +184,19 @@ def build_dispatcher(settings: Settings) -> tuple[Dispatcher, Callable[[], None]
     from farm.scratch import SCRATCH, Scratch
     from provenance.client import SignerClient
     from safety import places
-    from safety.policy import load
 
     cluster.foreign_address(settings)  # one that can never be joined is told at once
-    document = load(settings.policy or None).document
     engine = connect(settings.database_url)
     migrate(engine)
+    document = first_policy(settings).document
     renderer = Pool(settings, catalogue())
     renderer.start()
     store = open_store(settings)
     signer = SignerClient(settings.signer_socket)
-    policy = settings.policy and str(Path(settings.policy).absolute())  # Ray's workers live in another folder
     ports = Ports(
         queue=JobQueue(engine, licences=asked(catalogue())),
         renderer=renderer,
-        gate=RemoteGate(settings, "safety.gate:load_gate", [policy, places.whole(settings.encoder)]),
+        gate=RemoteGate(settings, "safety.gate:load_gate", [places.whole(settings.encoder)]),
         signer=signer,
         verifier=OwnVerifier(settings.home),
         store=store,

@@ -113,12 +113,12 @@ class ClipGate:
         return listed(policy, self.rules.lists, replace(verdict, pdq=pdq(frame), lists=held), frame.file_sha256)
 
 
-def load_gate(policy_path: str = "", encoder: str = "", device: str = "cpu") -> ClipGate:
-    """The factory: empty strings mean the bundled policy and the bundled tiny encoder; device `auto` asks torch."""
-    policy = load(policy_path or None)
+def load_gate(encoder: str = "", device: str = "cpu") -> ClipGate:
+    """The factory: without a name the bundled tiny encoder; device `auto` asks torch. Until it hears the rules, it
+    judges by the bundled policy: nothing is published on that one's word in a farm that has another in force."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ClipGate(policy, lambda: load_encoder(encoder, device))
+    return ClipGate(load(), lambda: load_encoder(encoder, device))
 
 
 def guarded(judge: Callable[[], T], what: str) -> T | Fault:

@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 
+from actors.gate import RemoteGate
+from farm import rules
+from farm.cli import build_dispatcher
 from farm.commands import doctor, starting
 from farm.commands.beforehand import default_model, ready_models
 from farm.config import PoolSpec, Settings
+from farm.db import connect, migrate, transact
 from farm.errors import BadInput, FarmError
 from safety import places
-from safety.policy import DEMO
+from safety.policy import DEMO, load
 from tests.chaos.victims import free_port
 from tests.flux.test_weights_check import real_comfyui
 
@@ -76,6 +80,30 @@ def test_a_farm_that_could_not_judge_does_not_start(tmp_path: Path) -> None:
     shutil.copytree(places.TINY, clip, dirs_exist_ok=True)
     settings = Settings(home=tmp_path, encoder=f"local-dir:{clip}", policy=str(DEMO))
     assert doctor._run("gate", doctor.CHECKS["gate"], settings).ok
+
+
+def test_a_policy_file_that_moved_stops_no_farm_that_has_a_policy_in_force(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = Path(shutil.copy(DEMO, tmp_path / "policy.yaml"))
+    settings = Settings(home=tmp_path / "home", port=free_port(), policy=str(file))
+    engine = connect(settings.database_url)
+    migrate(engine)
+    file.rename(tmp_path / "moved.yaml")
+    with pytest.raises(BadInput, match="cannot read the policy"):
+        build_dispatcher(settings)
+    stands = load().document
+    transact(engine, lambda one: rules.put(one, rules.ACTIVE, stands, "ann", settings.project, 1.0))
+    engine.dispose()
+    dispatcher, close = build_dispatcher(settings)
+    assert dispatcher.herald.settings == stands
+    assert "is not read" in caplog.text
+    gate = dispatcher.ports.gate
+    assert isinstance(gate, RemoteGate)
+    assert str(file) not in [word for seat in gate.seats for word in seat.args]
+    close()
+    dispatcher.queue.engine.dispose()
+    starting.prepare(settings)
 
 
 def test_whether_a_gate_is_there_is_told_without_torch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import shlex
 import socket
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from farm.config import Settings
     from safety.policy import Policy
 
+log = logging.getLogger("farm")
 SQLITE_AWAY = "see who holds it, its disk, and that it and its folder can be written"
 
 
@@ -51,14 +53,35 @@ def default_model(settings: Settings, ready: list[str]) -> str | None:
 
 def gate(settings: Settings) -> Policy:
     """Its policy, if that can be read and the encoder's files are there."""
-    from safety import places, policy
+    from safety import policy
+
+    check_encoder(settings)
+    return policy.load(settings.policy or None)
+
+
+def check_encoder(settings: Settings) -> None:
+    from safety import places
 
     try:
         places.check(settings.encoder)
     except Fault as error:
         fix = "put its files there, or set FARM_ENCODER to another"
         raise Unavailable(error.detail, field="encoder", fix=fix) from error
-    return policy.load(settings.policy or None)
+
+
+def first_policy(settings: Settings) -> Policy:
+    """The one that the settings name. A file that is not there any more stops no farm that has a policy in force."""
+    from farm import rules
+    from safety import policy
+
+    try:
+        return policy.load(settings.policy or None)
+    except BadInput as error:
+        stands = rules.look(settings.database_url).get(rules.ACTIVE)
+        if stands is None:
+            raise
+        log.warning("the policy of the settings is not read: %s; %s stays in force", error, stands.name)
+        return policy.parse(stands.document)
 
 
 def family(host: str) -> socket.AddressFamily:

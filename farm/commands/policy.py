@@ -112,14 +112,14 @@ def opened(name: str) -> Policy:
 def _in_force(found: Policy) -> str:
     """Whether this is the policy that judges; and what to do where the settings name another."""
     from farm import config, rules
-    from safety.policy import load
+    from farm.commands.beforehand import first_policy
 
     settings = config.load()
     stands = rules.look(settings.database_url)
     mine = [one for one in stands.values() if one.policy == found.hash]
     said = [f"{one.role}, since {moment(one.created_at)}, by {one.person}" for one in mine] or ["no"]
     if settings.policy and rules.ACTIVE in stands:
-        said.append(rules.differs(stands[rules.ACTIVE], load(settings.policy).document))
+        said.append(rules.differs(stands[rules.ACTIVE], first_policy(settings).document))
     return "; ".join(word for word in said if word)
 
 

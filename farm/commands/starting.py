@@ -13,7 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from farm.commands.beforehand import database_fix, default_model, family, gate, port_is_free, ready_models
+from farm.commands.beforehand import (
+    check_encoder,
+    database_fix,
+    default_model,
+    family,
+    first_policy,
+    port_is_free,
+    ready_models,
+)
 from farm.commands.output import say
 from farm.commands.session import kept_key, key_path, open_client, open_store
 from farm.errors import Conflict, FarmError, Fault, Unavailable
@@ -50,7 +58,8 @@ def prepare(settings: Settings) -> Path:
             f"{settings.host}:{settings.port} is taken", fix="is a farm running already? else choose another FARM_PORT"
         )
     check_path(settings.signer_socket)
-    gate(settings)
+    check_encoder(settings)
+    first_policy(settings)
     default_model(settings, ready_models(settings))
     open_store(settings)  # what cannot be opened at all is told here, not in the log of each child
     make_home(settings)

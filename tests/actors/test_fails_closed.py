@@ -162,7 +162,7 @@ def test_a_gate_that_can_judge_nothing_makes_every_job_wait_until_it_is_mended(
 ) -> None:
     folder = Path(shutil.copytree(TINY, tmp_path / "clip"))
     damage(folder)
-    gate = RemoteGate(settings, OWN, ["", str(folder)])
+    gate = RemoteGate(settings, OWN, [str(folder)])
     (job,) = farm.submit(SOUND)
     for _ in range(2):
         (fault,) = farm.turn(gate)

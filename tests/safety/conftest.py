@@ -31,4 +31,4 @@ def flat(colour: tuple[int, int, int], size: tuple[int, int] = (96, 64)) -> Fram
 
 @pytest.fixture(scope="session")
 def gate() -> ClipGate:
-    return load_gate("", "", "cpu")
+    return load_gate("", "cpu")

@@ -118,7 +118,7 @@ def test_one_broken_weight_stops_the_gate_and_no_job_pays(tmp_path: Path, value:
     def spoil(weights: dict[str, Tensor]) -> None:
         weights[part].view(-1)[7] = value
 
-    for fault in faults(load_gate("", broken(tmp_path, spoil), "cpu"), [some("green", "star"), flat((0, 0, 0))]):
+    for fault in faults(load_gate(broken(tmp_path, spoil), "cpu"), [some("green", "star"), flat((0, 0, 0))]):
         assert fault.cause is Cause.GATE_DOWN
         assert f"{part} of" in fault.detail
 
@@ -128,7 +128,7 @@ def test_weights_of_zero_never_allow(tmp_path: Path) -> None:
         for value in weights.values():
             value.zero_()
 
-    assert {fault.cause for fault in faults(load_gate("", broken(tmp_path, zero), "cpu"), [some("red", "circle")])} == {
+    assert {fault.cause for fault in faults(load_gate(broken(tmp_path, zero), "cpu"), [some("red", "circle")])} == {
         Cause.GATE_ERROR
     }
 
@@ -176,7 +176,7 @@ def test_an_exception_or_nan_in_mid_batch_faults_that_frame_alone(answer: float 
 
 
 def test_a_missing_model_delays_and_is_found_once_it_is_there(tmp_path: Path) -> None:
-    gate = load_gate("", str(tmp_path / "clip"), "cpu")
+    gate = load_gate(str(tmp_path / "clip"), "cpu")
     for fault in faults(gate, [some("red", "triangle"), some("green", "star")]):
         assert fault.cause is Cause.GATE_DOWN
         assert str(tmp_path / "clip") in fault.detail
@@ -190,7 +190,7 @@ def test_a_damaged_model_delays_too(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(TINY, tmp_path / "clip"))
     data = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
-    (fault,) = faults(load_gate("", str(folder), "cpu"), [some("red", "circle")])
+    (fault,) = faults(load_gate(str(folder), "cpu"), [some("red", "circle")])
     assert fault.cause is Cause.GATE_DOWN
 
 
@@ -208,9 +208,7 @@ def test_a_calibration_for_another_encoder_is_none(tmp_path: Path) -> None:
     def another(weights: dict[str, Tensor]) -> None:
         weights["visual.conv1.weight"] *= 1.01
 
-    for verdict in verdicts(
-        load_gate("", broken(tmp_path, another), "cpu"), [some("green", "star"), some("red", "ring")]
-    ):
+    for verdict in verdicts(load_gate(broken(tmp_path, another), "cpu"), [some("green", "star"), some("red", "ring")]):
         assert (verdict.outcome, verdict.probability) == (Outcome.REVIEW, None)
         assert "not calibrated" in verdict.reason
 

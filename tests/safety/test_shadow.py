@@ -26,7 +26,7 @@ def shadowed() -> str:
 
 @pytest.fixture(scope="module")
 def own() -> ClipGate:
-    return load_gate("", "", "cpu")
+    return load_gate("", "cpu")
 
 
 def verdicts(gate: ClipGate, stage: Stage = Stage.FRAME) -> list[Verdict]:
