@@ -146,20 +146,18 @@ def build_api(settings: Settings) -> FastAPI:
     from provenance import report
     from provenance.client import SignerClient
     from provenance.desk import VerifyingDesk
-    from provenance.limited import LimitedVerifier
 
     engine = connect(settings.database_url)
     migrate(engine)
     queue, access, insights = JobQueue(engine), Access(engine), Insights(engine)
     store = open_store(settings)
     fit = report.FIT_PARENT | (report.BROKEN if settings.broken_inputs == "record" else frozenset())
-    examiner = LimitedVerifier("", fit=fit)  # whether a picture is whole does not depend on who is trusted
     default = default_model(settings, ready_models(settings))
-    desk = VerifyingDesk(settings.home)
+    desk = VerifyingDesk(settings.home, fit)
     checker = Checker(desk.told, engine, max_bytes=settings.max_upload_mb << 20, public=settings.verify_public)
     salts = SignerClient(settings.signer_socket, timeout=PROBE_S).prompt_salt
     core = (settings, queue, access, insights, store, catalogue())
-    farm = Farm(*core, default, examiner, checker=checker, prompt_salt=salts)
+    farm = Farm(*core, default, desk, checker=checker, prompt_salt=salts)
     api = create_app(farm)
     mount(api, access=access, insights=insights, queue=queue, store=store, checker=checker)
     return api

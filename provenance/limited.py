@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +30,7 @@ from provenance import report
 from provenance.certificates import check_list
 from provenance.chain import Certificate
 from provenance.report import Ancestor, Report
+from provenance.revoking import NONE_REVOKED, revoke
 
 FILES_PER_CHILD = 1000
 MAX_ANSWER = 16 << 20
@@ -55,14 +57,18 @@ class LimitedVerifier:
     def verify(self, data: bytes, mime: str | None = None) -> Report:
         return self._serve(data, mime)[0]
 
-    def as_parent(self, data: bytes, mime: str, title: str) -> tuple[Report, bytes]:
+    def as_parent(
+        self, data: bytes, mime: str, title: str, revoked: Mapping[str, float] = NONE_REVOKED
+    ) -> tuple[Report, bytes]:
         """The report, and the file as a finished ingredient: its credentials alone, and of limited size, because who
         signs an edit of it parses them without limits."""
-        return self._serve(data, mime, title)
+        said, made = self._serve(data, mime, title)
+        found = revoke(said, revoked)
+        return found, made if found.verdict in report.FIT_PARENT else b""
 
-    def examine(self, data: bytes, mime: str) -> None:
-        """The port's examiner: what is refused here is what the signer would refuse as the parent of an edit."""
-        found, _ = self.as_parent(data, mime, "upload")
+    def examine(self, data: bytes, mime: str, revoked: Mapping[str, float] = NONE_REVOKED) -> None:
+        """What is refused here is what the signer would refuse as the parent of an edit."""
+        found, _ = self.as_parent(data, mime, "upload", revoked)
         if OVERLOADED in found.codes:
             raise Fault(Cause.OVERLOADED, f"the picture was not verified: {found.sentence}")
         if found.verdict not in self.fit:

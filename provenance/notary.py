@@ -121,10 +121,10 @@ class Notary:
         return Parent(data, file.mime, file.title, ingredient), found
 
     def _examine(self, data: bytes, file: ParentFile) -> tuple[Report, bytes]:
+        signing = self.signing
         if file.ours:
-            signing = self.signing
             return verify_bytes(data, file.mime, signing.keys.trust, signing.keys.revoked), b""
-        found, ingredient = self._strangers.as_parent(data, file.mime, file.title)
+        found, ingredient = self._strangers.as_parent(data, file.mime, file.title, signing.keys.revoked)
         if OVERLOADED in found.codes:
             raise Fault(Cause.OVERLOADED, f"{file.title!r} could not be verified: {found.sentence}")
         return found, ingredient

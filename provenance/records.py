@@ -107,7 +107,7 @@ def approval(engine: Engine, job_id: int, decision_id: int) -> Approval:
         artifact = _get(connection, Artifact, job.artifact_id)
         if artifact is None or artifact.id != decision.artifact_id:
             raise Refused(f"decision {decision_id} is about another artifact than job {job_id} holds")
-        verdict = _get(connection, Verdict, artifact.verdict_id)
+        verdict = _get(connection, Verdict, job.verdict_id or artifact.verdict_id)  # a rescan may have held it later
         if verdict is None:
             raise Refused(f"the artifact of job {job_id} has no verdict")
         return Approval(job, verdict, decision, _ours(artifact))

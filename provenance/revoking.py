@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from provenance.report import EXPIRED, INVALID, REVOKED, SUSPECT, Ancestor, Report, sentence
 
+NONE_REVOKED: Mapping[str, float] = {}
+
 
 def revoke(found: Report, revoked: Mapping[str, float]) -> Report:
     """What is left of it where certificates were revoked: serial numbers, with the moment since which each no longer

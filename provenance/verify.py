@@ -26,12 +26,11 @@ from provenance.codes import meaning
 from provenance.container import manifest_store, sniff
 from provenance.limited import LimitedVerifier
 from provenance.report import Ancestor, Report
-from provenance.revoking import revoke
+from provenance.revoking import NONE_REVOKED, revoke
 
 # The purposes a signing certificate may have. Left out, the library would take e-mail protection alone.
 PURPOSES = "1.3.6.1.4.1.62558.2.1\n1.3.6.1.5.5.7.3.4\n1.3.6.1.5.5.7.3.36\n"
 MAX_FILE = 256 << 20
-NONE_REVOKED: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)

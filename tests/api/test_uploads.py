@@ -13,7 +13,7 @@ from farm.config import Settings
 from farm.db import connect, migrate
 from farm.ports import Frame
 from provenance import keys, labels, manifest
-from provenance.limited import LimitedVerifier
+from provenance.desk import VerifyingDesk
 from provenance.signing import Signing
 from tests.api.conftest import Shell, World, jsonl, picture
 
@@ -48,7 +48,7 @@ def test_the_api_takes_what_can_be_signed_and_names_what_is_broken(
     with TestClient(build_api(settings)) as client:
         answers = [client.post("/api/uploads", content=data, headers=headers) for data in (picture(), signed, broken)]
         farm = client.app.state.farm  # type: ignore[attr-defined]
-        assert isinstance(farm.examiner, LimitedVerifier)
+        assert isinstance(farm.examiner, VerifyingDesk)
         farm.examiner.close()
     assert [answer.status_code for answer in answers] == [201, 201, 422]
     problem = answers[-1].json()

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from farm.errors import Fault
-from provenance import manifest
+from farm.errors import BadInput, Fault
+from farm.job import Cause
+from provenance import keys, manifest, report
+from provenance.desk import VerifyingDesk
 from provenance.notary import Notary
 from provenance.verify import verify_bytes
 from tests.provenance.conftest import DRAWN_WITH, OWNER, Farm, picture
@@ -82,3 +84,29 @@ def test_a_broken_upload_is_recorded_where_the_operator_wants_that(
     assert said["verdict"] == "Invalid"
     assert tuple(said["codes"]) == verify_bytes(bytes(damaged), None, farm.trust).codes
     assert said["sha256"] == hashlib.sha256(damaged).hexdigest()
+
+
+def test_an_upload_that_a_revoked_certificate_signed_is_broken(
+    farm: Farm, farm_ed25519: Farm, notary: Callable[..., Notary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's, whom the farm trusts or not: refused at once or recorded, never signed and then not read back."""
+    _, _, foreign = farm_ed25519.make(picture(29))
+    job, frame = farm.job(edit=True, upload_id=farm.upload(foreign.data).id), picture(30)
+    farm.judge(job, frame)
+    number = verify_bytes(foreign.data, None, farm.trust).serial or ""
+    monkeypatch.setattr(keys, "revocations", lambda _: [{"serial": number, "since": 0.0}])
+    with pytest.raises(Fault, match="was revoked") as caught:
+        notary().sign(job.id or 0, 1, OWNER, frame)
+    assert caught.value.cause is Cause.BAD_INPUT
+    signed = notary(broken_inputs="record").sign(job.id or 0, 1, OWNER, frame)
+    found = verify_bytes(signed.data, signed.mime, farm.trust, keys.revoked(farm.settings.home))
+    assert (found.verdict, found.declared) == ("Trusted", "partly made by AI")
+    said = assertions(signed.data, signed.mime, farm.trust)["org.renderfarm.input"]
+    assert said["codes"][0] == "signingCredential.revoked"
+    desk = VerifyingDesk(farm.settings.home)
+    with pytest.raises(BadInput, match="was revoked"):
+        desk.examine(foreign.data, "image/png")
+    desk.close()
+    lenient = VerifyingDesk(farm.settings.home, report.FIT_PARENT | report.BROKEN)
+    lenient.examine(foreign.data, "image/png")
+    lenient.close()

@@ -400,6 +400,16 @@ def test_an_approval_adds_a_signed_step_to_the_same_pixels(farm: Farm, kind: str
     assert before == after
 
 
+def test_an_approval_names_the_policy_that_held_the_picture(farm: Farm) -> None:
+    """It was published under one policy, and held by a rescan under another."""
+    job, decision, _ = approved_case(farm, 57)
+    held = farm.judge(job, picture(58), Outcome.REVIEW)
+    farm.change(held, policy="dd" * 32)
+    farm.change(job, verdict_id=held.id)
+    step = farm.signer.approve(job.id or 0, decision.id or 0)
+    assert assertions(step.data, step.mime, farm.trust)["org.renderfarm.review"]["policy"] == "dd" * 32
+
+
 def test_refuses_a_step_that_nobody_approved(farm: Farm, refused: Refusal) -> None:
     job, artifact, _ = farm.make(picture(51), State.HELD)
     decision = farm.decide(job, artifact)
