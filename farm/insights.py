@@ -68,8 +68,10 @@ def _forbidden(job_id: ColumnElement[int]) -> ColumnElement[bool]:
 
 
 TOLD = [column for column in BATCH.c if column.name != "forgiven"]
-# Whoever sent what is on an illegal list learns nothing of the list.
-CONCEPT = case((~VERDICT.c.illegal, VERDICT.c.concept)).label("concept")
+# Whoever sent what is on an illegal list learns nothing of the list: a block by any hash list is told alike.
+BY_LIST = VERDICT.c.view.is_(None) & VERDICT.c.probability.is_(None) & VERDICT.c.margin.is_not(None)
+BLOCKED_BY_LIST = (VERDICT.c.outcome == str(Outcome.BLOCK)) & (VERDICT.c.stage != str(Stage.PROMPT)) & BY_LIST
+CONCEPT = case((VERDICT.c.illegal | BLOCKED_BY_LIST, "hash_list"), else_=VERDICT.c.concept).label("concept")
 UNTOLD = ("embedding", "pdq", "illegal", "concept")
 SAID = [*(column for column in VERDICT.c if column.name not in UNTOLD), CONCEPT, POLICY.c.name.label("policy_name")]
 JUDGED = select(*SAID).outerjoin(POLICY, POLICY.c.hash == VERDICT.c.policy).order_by(VERDICT.c.id)
@@ -297,7 +299,7 @@ class Insights:
 
     def farm_verdicts(self) -> list[tuple[str, str, str, int]]:
         """Stage, outcome, concept, and how many verdicts of the whole farm were so; half a minute old at most. What is
-        on an illegal list counts without the name of the list."""
+        on an illegal list does not count: anyone may ask."""
         with self._counting:
             if self._judged is None or abs(self.clock() - self._judged[0]) >= JUDGED_FOR_S:
                 self._judged = self.clock(), self._verdicts()
@@ -313,14 +315,7 @@ class Insights:
                 counts[row.stage, row.outcome, row.concept or ""] += row.verdicts
             for row in connection.execute(query.where(literal_column("illegal"))):
                 counts[row.stage, row.outcome, row.concept or ""] -= row.verdicts
-                counts[row.stage, row.outcome, ""] += row.verdicts
         return [(*said, count) for said, count in sorted(counts.items()) if count]
-
-    def illegal(self) -> int:
-        """How many pictures were on a list of what nobody may see, in the whole farm."""
-        with reading(self.engine) as connection:
-            query = select(func.count()).select_from(VERDICT).where(literal_column("illegal"))
-            return int(connection.execute(query).scalar_one())
 
     def superseded(self, project_id: str | None = None) -> int:
         """How many results came too late and were dropped."""

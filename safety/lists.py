@@ -14,7 +14,7 @@ from safety.prompt import SEVERITY
 
 MISSING_WORDS = "The hash list {!r} has not been imported yet, so a person looks at every picture."
 UNHASHED_WORDS = "No PDQ hash of the picture is kept to hold against the list {!r}, so a person looks at it."
-ILLEGAL_WORDS = "This picture cannot be made or used here."  # whoever sent it learns nothing of the list from them
+NEUTRAL_WORDS = "This picture cannot be made or used here."
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,15 @@ def listed(policy: Policy, lists: Sequence[HashList], verdict: Verdict, file_sha
     if worst is None or worst.weight < (False, SEVERITY[verdict.outcome]):
         return verdict
     found = None if worst.distance is None else float(worst.distance)
-    said = replace(verdict, outcome=worst.outcome, reason=worst.words, concept=worst.rule.name, margin=found)
+    words = ordinary_words(policy) if worst.illegal else worst.words
+    said = replace(verdict, outcome=worst.outcome, reason=words, concept=worst.rule.name, margin=found)
     return replace(said, probability=None, view=None, illegal=worst.illegal)
+
+
+def ordinary_words(policy: Policy) -> str:
+    """What a submitter reads of an illegal list: that of one which is not, so that nobody can tell them apart."""
+    ordinary = (rule.words for rule in policy.hash_lists if not rule.illegal and rule.outcome is Outcome.BLOCK)
+    return next(ordinary, NEUTRAL_WORDS)
 
 
 def match(rule: ListRule, known: Mapping[str, HashList], verdict: Verdict, file_sha256: str) -> Hit | None:
@@ -56,7 +63,7 @@ def match(rule: ListRule, known: Mapping[str, HashList], verdict: Verdict, file_
     bits = bits_from(known[rule.name], verdict, file_sha256)
     if bits is None:
         return None
-    return Hit(rule, rule.outcome, ILLEGAL_WORDS if rule.illegal else rule.words, bits)
+    return Hit(rule, rule.outcome, rule.words, bits)
 
 
 def bits_from(known: HashList, verdict: Verdict, file_sha256: str) -> int | None:

@@ -103,10 +103,8 @@ class _Metrics(Collector):
                 gangs.add_metric([pool, str(state)], known[pool, str(state)])
         superseded = self.farm.insights.superseded()
         late = CounterMetricFamily("farm_superseded", "Results that came too late and were dropped.", superseded)
-        words = "Pictures, sent or made, that are on a list of illegal ones."
-        illegal = CounterMetricFamily("farm_illegal", words, self.farm.insights.illegal())
-        words = "Verdicts per stage, outcome and concept; those of rescans too."
+        words = "Verdicts per stage, outcome and concept; those of rescans too, not those of illegal lists."
         said = CounterMetricFamily("farm_verdicts", words, labels=["stage", "outcome", "concept"])
         for stage, outcome, concept, count in self.farm.insights.farm_verdicts():
             said.add_metric([stage, outcome, concept], count)
-        yield from (jobs, beats, gangs, late, illegal, said)
+        yield from (jobs, beats, gangs, late, said)

@@ -115,7 +115,6 @@ def test_hits_are_counted_and_what_goes_to_review_for_a_missing_list_is_none(des
     desk.queue.record([(one, hit), (two, replace(hit, illegal=True, stage=Stage.INPUT))])
     desk.queue.record([(three, replace(hit, outcome=Outcome.REVIEW, margin=None))])
     assert (listed(desk)["known"]["found"], listed(desk)["known"]["illegal"]) == (2, 1)
-    assert desk.insights.illegal() == 1
 
 
 def test_what_is_illegal_is_told_to_operators_alone(desk: Desk) -> None:
@@ -133,6 +132,24 @@ def test_what_is_illegal_is_told_to_operators_alone(desk: Desk) -> None:
     assert "worst" not in json.dumps(shown)
     assert '"illegal"' not in json.dumps(shown)
     assert "worst" not in json.dumps(desk.insights.jobs("ours"))
+
+
+def test_a_block_by_an_illegal_list_reads_like_one_by_any_other(desk: Desk) -> None:
+    desk.submit(count=3)
+    leases = desk.claim()
+    hit = replace(verdict("e" * 64, Outcome.BLOCK), margin=0.0, probability=None, view=None, reason="It is known.")
+    one = replace(hit, concept="known")
+    worst = replace(hit, concept="worst", illegal=True)
+    seen = replace(hit, concept="swords", probability=0.9, view="whole")
+    desk.queue.record(list(zip(leases, (one, worst, seen), strict=True)))
+    told = []
+    for lease in leases:
+        job = desk.insights.job("ours", lease.job_id)
+        assert job is not None
+        (said,) = job["verdicts"]
+        told.append({name: said[name] for name in ("stage", "outcome", "concept", "margin", "reason", "view")})
+    assert told[0] == told[1]
+    assert (told[0]["concept"], told[2]["concept"]) == ("hash_list", "swords")
 
 
 def test_a_picture_that_turns_out_illegal_is_shown_no_more(desk: Desk) -> None:

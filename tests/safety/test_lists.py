@@ -10,7 +10,7 @@ import yaml
 from farm.ports import Frame, HashList, Outcome, Rules, Stage, Verdict
 from safety.gate import ClipGate
 from safety.hashes import pdq
-from safety.lists import ILLEGAL_WORDS, listed
+from safety.lists import NEUTRAL_WORDS, listed
 from safety.policy import DEMO, Policy, parse
 from tests.safety.conftest import flat, some
 from tests.safety.textures import brightened, textured
@@ -86,14 +86,16 @@ def test_an_import_changes_what_a_verdict_says_it_rests_on(gate: ClipGate) -> No
     assert "" not in said
 
 
-def test_what_is_illegal_wins_and_its_submitter_reads_neutral_words(gate: ClipGate) -> None:
+def test_what_is_illegal_wins_and_its_submitter_reads_what_an_ordinary_list_says(gate: ClipGate) -> None:
     triangle = some("red", "triangle")
-    policy = policy_of({"name": "first"}, {"name": "worst", "illegal": True}, {"name": "third"})
+    policy = policy_of({"name": "first"}, {"name": "worst", "illegal": True, "words": "Told."}, {"name": "third"})
     lists = [exact(triangle.sha256, name=name) for name in ("first", "worst", "third")]
     found = judge(gate, policy, triangle, *lists)
     assert (found.outcome, found.concept, found.illegal) == (Outcome.BLOCK, "worst", True)
-    assert found.reason == ILLEGAL_WORDS
-    assert found.probability is None
+    assert found.reason == judge(gate, policy, triangle, *lists[:1]).reason == "It is known."
+    assert (found.probability, found.view) == (None, None)
+    alone = policy_of({"name": "worst", "illegal": True, "words": "Told."}, {"name": "first", "outcome": "review"})
+    assert judge(gate, alone, triangle, *lists).reason == NEUTRAL_WORDS
 
 
 def test_a_flat_picture_on_a_list_is_blocked_all_the_same(gate: ClipGate) -> None:
