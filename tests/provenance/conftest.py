@@ -76,10 +76,16 @@ class Farm:
         return self.add(Job(**(OURS | place | leased | asked | size | values)))
 
     def judge(
-        self, job: Job, frame: Frame, outcome: Outcome = Outcome.ALLOW, attempt: int = 1, stage: Stage = Stage.FRAME
+        self,
+        job: Job,
+        frame: Frame,
+        outcome: Outcome = Outcome.ALLOW,
+        attempt: int = 1,
+        stage: Stage = Stage.FRAME,
+        policy: str = "aa" * 32,
     ) -> Verdict:
         said: Values = {"stage": stage, "subject": frame.sha256, "outcome": outcome, "attempt": attempt}
-        by: Values = {"policy": "aa" * 32, "encoder": "bb" * 32, "weights": "cc" * 32, "gang": "gang-1"}
+        by: Values = {"policy": policy, "encoder": "bb" * 32, "weights": "cc" * 32, "gang": "gang-1"}
         by |= {"drawn_with": json.dumps(DRAWN_WITH)}
         return self.add(Verdict(job_id=job.id or 0, **OURS, **said, **by))
 

@@ -403,8 +403,7 @@ def test_an_approval_adds_a_signed_step_to_the_same_pixels(farm: Farm, kind: str
 def test_an_approval_names_the_policy_that_held_the_picture(farm: Farm) -> None:
     """It was published under one policy, and held by a rescan under another."""
     job, decision, _ = approved_case(farm, 57)
-    held = farm.judge(job, picture(58), Outcome.REVIEW)
-    farm.change(held, policy="dd" * 32)
+    held = farm.judge(job, picture(57), Outcome.REVIEW, policy="dd" * 32)
     farm.change(job, verdict_id=held.id)
     step = farm.signer.approve(job.id or 0, decision.id or 0)
     assert assertions(step.data, step.mime, farm.trust)["org.renderfarm.review"]["policy"] == "dd" * 32
