@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, exists, func, select
 
 from farm.db import upsert
 from farm.ports import Stage, Verdict
-from farm.tables import SHADOW_VERDICT
+from farm.rules import HEARD_S, SHADOW
+from farm.tables import IN_FORCE, SHADOW_VERDICT, VERDICT
 
 GROUPS = [SHADOW_VERDICT.c[name] for name in ("against", "stage", "active_outcome", "outcome", "concept")]
+SAME = ("job_id", "attempt", "stage", "subject")
 
 
 class Of(Protocol):
@@ -44,3 +46,20 @@ def report(connection: Connection, policy: str) -> list[dict[str, Any]]:
     names = {"active_outcome": "from", "outcome": "to"}
     rows = connection.execute(query).mappings()
     return [{names.get(name, name): value for name, value in row.items()} for row in rows]
+
+
+def left_out(connection: Connection, policy: str) -> int:
+    """How many verdicts of live work have none of it beside them, since it and its lists stand in shadow: it could not
+    judge those. What was judged before by another policy is not counted: a rescan asks no shadow."""
+    there = (IN_FORCE.c.role == SHADOW) & (IN_FORCE.c.policy == policy)
+    since = connection.execute(select(IN_FORCE.c.created_at).where(there)).scalar_one_or_none()
+    if since is None:
+        return 0
+    earlier = VERDICT.alias("earlier")
+    before = exists().where(*(earlier.c[name] == VERDICT.c[name] for name in SAME), earlier.c.id < VERDICT.c.id)
+    beside = exists().where(*(SHADOW_VERDICT.c[name] == VERDICT.c[name] for name in SAME))
+    query = select(func.count()).select_from(VERDICT).where(VERDICT.c.created_at > since + HEARD_S)
+    query = query.where(
+        VERDICT.c.stage != str(Stage.PREVIEW), ~before, ~beside.where(SHADOW_VERDICT.c.policy == policy)
+    )
+    return int(connection.execute(query).scalar_one())

@@ -21,6 +21,7 @@ class Shadow:
         self.rules = rules
         self._policy: Policy | None = None
         self._measure: Measure | None = None
+        self._told: set[str] = set()
 
     def prompts(self, judged: Answers, prompts: Sequence[str]) -> Answers:
         return self._tried(judged, lambda: [judge_prompt(self.policy, prompt) for prompt in prompts])
@@ -53,10 +54,21 @@ class Shadow:
         if not self.rules.shadow:
             return judged
         try:
-            return [_beside(*pair) for pair in zip(judged, judge(), strict=True)]
+            said = judge()
+            beside = [_beside(*pair) for pair in zip(judged, said, strict=True)]
         except Exception as error:
-            log.warning("the policy in shadow could not judge: %s: %s", type(error).__name__, error)
+            self._tell(len(judged), f"{type(error).__name__}: {error}")
             return judged
+        faults = [one for one in said if isinstance(one, Fault)]
+        if faults:
+            self._tell(len(faults), faults[0].detail)
+        return beside
+
+    def _tell(self, count: int, why: str) -> None:
+        """Each reason once; how many it has left out, `farm policy shadow --report` counts."""
+        if why not in self._told:
+            self._told.add(why)
+            log.warning("the policy in shadow cannot judge, %d here and more as they come: %s", count, why)
 
 
 def _beside(verdict: Verdict | Fault, shadow: Verdict | Fault) -> Verdict | Fault:

@@ -51,8 +51,23 @@ def _put(engine: Engine, policy: str, by: str, settings: Settings) -> None:
         say("farm: no policy is in shadow any more" if ended else "farm: none was in shadow")
         return
     found = opened(policy)
+    _refuse_another_classifier(engine, found)
     new = transact(engine, lambda one: rules.put(one, rules.SHADOW, found.document, *whose))
     say(f"farm: {found.name} {found.hash[:12]} {'is' if new else 'was already'} in shadow; --report tells of it")
+
+
+def _refuse_another_classifier(engine: Engine, found: Policy) -> None:
+    """It judges from the numbers of the policy in force, so what makes them must be the same."""
+    from farm import rules
+    from farm.db import reading
+    from safety.policy import parse
+    from safety.scoring import fingerprint_of
+
+    with reading(engine) as connection:
+        stands = rules.standing(connection).get(rules.ACTIVE)
+    if stands and fingerprint_of(found, "") != fingerprint_of(parse(stands.document), ""):
+        says = f"it could judge nothing: {stands.name}, which is in force, has not the same classifier and labels"
+        raise BadInput(says, field="classifier", fix="`farm policy eval` tells it on labelled pictures instead")
 
 
 def _report(engine: Engine, policy: str, json_: bool) -> None:
@@ -62,11 +77,13 @@ def _report(engine: Engine, policy: str, json_: bool) -> None:
 
     found = opened(policy) if policy else standing(engine, rules.SHADOW)
     with reading(engine) as connection:
-        rows = beside.report(connection, found.hash)
+        rows, unjudged = beside.report(connection, found.hash), beside.left_out(connection, found.hash)
     if json_:
-        as_json({"policy": found.hash, "name": found.name, "matrix": rows})
+        as_json({"policy": found.hash, "name": found.name, "matrix": rows, "unjudged": unjudged})
     else:
         _print_matrix(found, [row | {"against": row["against"][:12]} for row in rows])
+        if unjudged:
+            say(f"farm: {unjudged:,} it could not judge since it stands there; the gates' logs say why")
 
 
 def _print_matrix(found: Policy, rows: list[dict[str, Any]]) -> None:

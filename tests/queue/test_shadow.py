@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from farm import shadow
-from farm.db import reading
+from farm import rules, shadow
+from farm.db import reading, transact
 from farm.ports import Lease, Outcome, Stage, Verdict
 from tests.queue.conftest import Desk, frame_of, sha, verdict
 
@@ -55,6 +55,29 @@ def test_what_was_said_twice_is_kept_once(desk: Desk) -> None:
     other = replace(said(lease, ALLOW, REVIEW), lists="of another day")
     assert desk.queue.record([(lease, other)]) != [None]
     assert matrix(desk) == [("frame", "allow", "block", "c", 1)]
+
+
+def test_what_it_could_not_judge_is_counted_from_when_it_stands_there(desk: Desk) -> None:
+    document = '{"name": "beside"}'
+
+    def left_out() -> int:
+        with reading(desk.engine) as connection:
+            return shadow.left_out(connection, rules.hash_of(document))
+
+    desk.submit(count=4)
+    early, late, judged, previewed = desk.claim()
+    desk.queue.record([(early, said(early, ALLOW, None))])
+    assert left_out() == 0
+    transact(desk.engine, lambda one: rules.put(one, rules.SHADOW, document, "ann", "ours", desk.clock()))
+    desk.clock.now += 2 * rules.HEARD_S
+    beside = said(judged, ALLOW, BLOCK)
+    assert beside.shadow is not None
+    beside = replace(beside, shadow=replace(beside.shadow, policy=rules.hash_of(document)))
+    preview = said(previewed, ALLOW, None, Stage.PREVIEW)
+    desk.queue.record([(late, said(late, ALLOW, None)), (judged, beside), (previewed, preview)])
+    again = replace(said(early, REVIEW, None), policy=sha("another"))
+    desk.queue.record([(early, again)])
+    assert left_out() == 1
 
 
 def test_a_result_that_comes_too_late_is_not_counted(desk: Desk) -> None:

@@ -163,11 +163,23 @@ def test_a_shadow_is_put_there_reported_and_taken_away(small: Small, capsys: Cap
     told = answer(capsys, "shadow", "--report")
     said = {"stage": "frame", "from": "allow", "to": "review", "concept": "red-triangle", "count": 1}
     assert told["matrix"] == [said | {"against": load().hash}]
+    assert told["unjudged"] == 0
     assert _run(["policy", "shadow", "none", "--by", "ann"]) == 0
     assert [row["now"] for row in answer(capsys, "ls") if row["name"] == "other"] == [""]
     assert _run(["policy", "shadow", load(small.edited).hash[:8], "--report"]) == 0
     assert "judged 1 beside the policy in force; the same: 0" in capsys.readouterr().err
     assert _run(["policy", "shadow"]) == 2
+
+
+def test_a_shadow_that_could_judge_nothing_is_refused(small: Small, capsys: Capture) -> None:
+    document = yaml.safe_load(small.edited.read_text())
+    (small.edited.parent / "vit").mkdir()
+    (small.edited.parent / "vit" / "model.safetensors").write_bytes(b"weights")
+    document["classifier"] = {"folder": "vit", "speaks": [{"concept": "red-triangle", "labels": ["cruel"]}]}
+    small.edited.write_text(yaml.safe_dump(document))
+    assert _run(["policy", "shadow", str(small.edited), "--by", "ann"]) == 2
+    assert "has not the same classifier" in capsys.readouterr().err
+    assert [row["now"] for row in answer(capsys, "ls")] == ["active"]
 
 
 def leased(small: Small) -> list[Lease]:

@@ -8,6 +8,8 @@ from unittest.mock import Mock, patch
 import pytest
 import yaml
 
+from farm.errors import Fault
+from farm.job import Cause
 from farm.ports import Outcome, Rules, Stage, Verdict
 from safety.gate import ClipGate, load_gate
 from safety.policy import DEMO, load, parse
@@ -68,3 +70,13 @@ def test_a_shadow_that_breaks_changes_nothing(own: ClipGate) -> None:
         found = verdicts(own)
     assert {one.shadow for one in found} == {None}
     assert found[1].outcome is Outcome.BLOCK
+
+
+def test_what_it_cannot_judge_is_said_once_for_each_reason(own: ClipGate, caplog: pytest.LogCaptureFixture) -> None:
+    own.use(Rules(load().document, shadowed()))
+    fault = Fault(Cause.GATE_ERROR, "the embedding is of another encoder")
+    with patch("safety.shadow.rescored", lambda measure, stored: [fault for _ in stored]):
+        for _ in range(2):
+            assert {one.shadow for one in verdicts(own)[: len(FRAMES)]} == {None}
+    assert caplog.text.count("the policy in shadow cannot judge, 3 here") == 1
+    assert "of another encoder" in caplog.text
