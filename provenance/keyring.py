@@ -38,8 +38,10 @@ class Keyring:
             return self._signing
 
     def health(self) -> dict[str, str]:
-        """Fails while work would: for want of time stamps, or of a certificate that still holds."""
-        held, told = self.signing.keys, "off" if self._responder is None else "ready"
+        """Fails while work would: for want of time stamps, of a certificate that still holds, of a key that signs."""
+        signing = self.signing
+        signing.check()
+        held, told = signing.keys, "off" if self._responder is None else "ready"
         if self._outside is not None:
             try:
                 self._outside.check()

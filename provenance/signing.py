@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import threading
+import time
 from dataclasses import dataclass
 
 from c2pa import Builder, C2paError, C2paSigningAlg, Signer
@@ -21,6 +22,8 @@ from provenance.report import TRUSTED, Report
 from provenance.verify import context, verify_bytes
 
 log = logging.getLogger("farm.signer")
+PROBE = b"farm: does this key sign?"  # no claim: those begin as an array in CBOR
+FRESH_S = 30.0
 ALGORITHMS = {"es256": C2paSigningAlg.ES256, "ed25519": C2paSigningAlg.ED25519}
 
 
@@ -73,6 +76,7 @@ class Signing:
     def __init__(self, keys: Keys, stamps: Stamps | None = None) -> None:
         self.keys, self.stamps = keys, stamps
         self._context = context(keys.trust)
+        self._signed_at = -FRESH_S
         self._met = threading.local()  # what went wrong in the callback of this thread's signature
         self._bare = Signer.from_callback(self._sign, ALGORITHMS[keys.algorithm], keys.chain)
         self._signer = self._bare
@@ -82,10 +86,22 @@ class Signing:
     def _sign(self, data: bytes) -> bytes:
         """The library tells of a callback that fails only that the signature is not valid."""
         try:
-            return self.keys.sign(data)
+            made = self.keys.sign(data)
         except FarmError as error:
+            self._signed_at = -FRESH_S
             self._met.error = error
             raise
+        self._signed_at = time.monotonic()
+        return made
+
+    def check(self) -> None:
+        """Whether the key signs, unless it did so a moment ago: one in a token may be out of reach."""
+        if time.monotonic() - self._signed_at < FRESH_S:
+            return
+        try:
+            self._sign(PROBE)
+        except FarmError:
+            self._blame_key()
 
     def sign(self, manifest: Manifest, data: bytes, mime: str, parent: Parent | None = None) -> Signed:
         try:

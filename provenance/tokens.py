@@ -6,11 +6,11 @@ names one key in it. Its PIN is the passphrase of the keys. A key management ser
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import secrets
 import threading
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
@@ -55,19 +55,41 @@ def find(uri: str, pin: bytes | None) -> PrivateKey:
     with _told(uri):
         session = _session(parts["module"], parts["token"], pin)
         with _alone:
-            private = session.get_key(object_class=pkcs11.ObjectClass.PRIVATE_KEY, label=parts["object"])
+            handle = _Handle(uri, pin)
+            private = handle.take(session)
             public = session.get_key(object_class=pkcs11.ObjectClass.PUBLIC_KEY, label=parts["object"])
             point = bytes(public[pkcs11.Attribute.EC_POINT])[2:]  # within an OCTET STRING
     if private.key_type == pkcs11.KeyType.EC:
         curve = ec.SECP256R1()
-        return TokenP256(uri, private, ec.EllipticCurvePublicKey.from_encoded_point(curve, point))
-    return TokenEd25519(uri, private, ed25519.Ed25519PublicKey.from_public_bytes(point))
+        return TokenP256(uri, handle, ec.EllipticCurvePublicKey.from_encoded_point(curve, point))
+    return TokenEd25519(uri, handle, ed25519.Ed25519PublicKey.from_public_bytes(point))
+
+
+class _Handle:
+    """A private key in its token: found anew whenever the session is another."""
+
+    def __init__(self, uri: str, pin: bytes | None) -> None:
+        self._uri, self._pin, self._parts = uri, pin, _parts(uri)
+        self._session = self._private = None
+
+    def take(self, session: Any) -> Any:
+        if self._session is not session:
+            kind = _library().ObjectClass.PRIVATE_KEY
+            self._private = session.get_key(object_class=kind, label=self._parts["object"])
+            self._session = session
+        return self._private
+
+    def sign(self, data: bytes, mechanism: Any) -> bytes:
+        with _told(self._uri):
+            session = _session(self._parts["module"], self._parts["token"], self._pin)
+            with _alone:
+                return bytes(self.take(session).sign(data, mechanism=mechanism))
 
 
 class TokenP256(ec.EllipticCurvePrivateKey):
     """Signs in its token; everything that would need the key itself is refused."""
 
-    def __init__(self, uri: str, private: Any, public: ec.EllipticCurvePublicKey) -> None:
+    def __init__(self, uri: str, private: _Handle, public: ec.EllipticCurvePublicKey) -> None:
         self.uri, self._private, self._public = uri, private, public
 
     def public_key(self) -> ec.EllipticCurvePublicKey:
@@ -82,9 +104,7 @@ class TokenP256(ec.EllipticCurvePrivateKey):
         return self._public.key_size
 
     def sign(self, data: Any, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
-        pkcs11 = _library()
-        with _told(self.uri), _alone:
-            raw = self._private.sign(hashlib.sha256(data).digest(), mechanism=pkcs11.Mechanism.ECDSA)
+        raw = self._private.sign(hashlib.sha256(data).digest(), _library().Mechanism.ECDSA)
         return utils.encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
 
     def exchange(self, *_: Any) -> NoReturn:
@@ -106,16 +126,14 @@ class TokenP256(ec.EllipticCurvePrivateKey):
 class TokenEd25519(ed25519.Ed25519PrivateKey):
     """The same on the other curve."""
 
-    def __init__(self, uri: str, private: Any, public: ed25519.Ed25519PublicKey) -> None:
+    def __init__(self, uri: str, private: _Handle, public: ed25519.Ed25519PublicKey) -> None:
         self.uri, self._private, self._public = uri, private, public
 
     def public_key(self) -> ed25519.Ed25519PublicKey:
         return self._public
 
     def sign(self, data: Any) -> bytes:
-        pkcs11 = _library()
-        with _told(self.uri), _alone:
-            return bytes(self._private.sign(bytes(data), mechanism=pkcs11.Mechanism.EDDSA))
+        return self._private.sign(bytes(data), _library().Mechanism.EDDSA)
 
     def private_bytes_raw(self) -> NoReturn:
         _refuse()
@@ -131,11 +149,13 @@ class TokenEd25519(ed25519.Ed25519PrivateKey):
 
 
 TokenKey = TokenP256 | TokenEd25519
+_sessions: dict[tuple[str, str, bytes | None], Any] = {}
 _alone = threading.Lock()  # a session serves one call at a time
 
 
 class _told:
-    """What a token says goes wrong, as an error of ours."""
+    """What a token says goes wrong, as an error of ours. Its sessions are given up: those of a token that was pulled
+    out, or of a server that was started again, never serve again."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -145,15 +165,28 @@ class _told:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, _library().PKCS11Error):
+            _give_up()
             said = str(error) or type(error).__name__
             fix = "is it there, and is the passphrase its PIN?"
             raise Unavailable(f"{self.uri}: {said}", field="token", fix=fix) from error
 
 
-@lru_cache(maxsize=8)
 def _session(module: str, token: str, pin: bytes | None) -> Any:
     """One for the process: a token counts the log-ins of a process, not of a session."""
-    return _library().lib(module).get_token(token_label=token).open(user_pin=(pin or b"").decode(), rw=True)
+    with _alone:
+        if (module, token, pin) not in _sessions:
+            found = _library().lib(module).get_token(token_label=token)
+            _sessions[module, token, pin] = found.open(user_pin=(pin or b"").decode(), rw=True)
+        return _sessions[module, token, pin]
+
+
+def _give_up() -> None:
+    """Closed as well: a token that is logged in to would refuse the next log-in."""
+    with _alone:
+        for session in _sessions.values():
+            with contextlib.suppress(_library().PKCS11Error):
+                session.close()
+        _sessions.clear()
 
 
 def _parts(uri: str) -> dict[str, str]:

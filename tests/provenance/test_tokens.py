@@ -1,4 +1,5 @@
-"""A leaf in a PKCS#11 token: SoftHSM, where Debian's package softhsm2 and python-pkcs11 are installed."""
+"""A leaf in a PKCS#11 token: SoftHSM, where Debian's package softhsm2 and python-pkcs11 are installed; its outages also
+without."""
 
 from __future__ import annotations
 
@@ -6,17 +7,22 @@ import os
 import secrets
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from types import SimpleNamespace as Names
 
 import pytest
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 
 from farm.config import Settings
 from farm.errors import BadInput, Fault, Unavailable
 from farm.job import Cause
-from provenance import authority, keyfiles, keys, tokens
+from provenance import authority, certificates, keyfiles, keys, tokens
 from provenance.keyring import Keyring
 from provenance.verify import verify_bytes
 from tests.provenance.test_authority import NAMES, certified
@@ -89,20 +95,106 @@ def test_another_authority_certifies_a_key_in_a_token(tmp_path: Path, token: str
     assert keyfiles.rests(home / "keys" / "leaf.pem") == "token"
 
 
-def test_a_token_that_fails_is_an_outage(tmp_path: Path, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_fails_is_an_outage_until_it_is_back(tmp_path: Path, token: str) -> None:
     keys.init(tmp_path, passphrase=PIN)
     authority.rotate(tmp_path, PIN, token=token)
     ring = Keyring(Settings(home=tmp_path, passphrase=PIN.decode()))
-    import pkcs11
-
-    class Gone:
-        def sign(self, *_: object, **__: object) -> bytes:
-            raise pkcs11.DeviceRemoved
-
-    monkeypatch.setattr(ring.signing.keys.leaf_key, "_private", Gone())
+    assert ring.health()["state"] == "ready"
+    parts = tokens._parts(token)
+    tokens._session(parts["module"], parts["token"], PIN).close()  # as if it had been pulled out
     with pytest.raises(Fault, match="does not sign") as caught:
         ring.signing.sign(MANIFEST, encoded("png"), "image/png")
     assert caught.value.cause is Cause.SIGNER_FAILED
+    assert ring.signing.sign(MANIFEST, encoded("png"), "image/png").data
+    ring.close()
+
+
+class Faked(ModuleType):
+    """As much of python-pkcs11 as a key asks, with sessions that a token may forget."""
+
+    class PKCS11Error(Exception):
+        pass
+
+    def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
+        super().__init__("pkcs11")
+        self.key, self.opened, self.gone = key, list[Faked.Session](), False
+        self.ObjectClass, self.Attribute = Names(PRIVATE_KEY="private", PUBLIC_KEY="public"), Names(EC_POINT="point")
+        self.KeyType, self.Mechanism = Names(EC="ec"), Names(ECDSA="ecdsa")
+
+    def lib(self, module: str) -> Faked:
+        return self
+
+    def get_token(self, token_label: str) -> Faked:
+        return self
+
+    def open(self, user_pin: str, rw: bool) -> Faked.Session:
+        if self.gone or not all(one.closed for one in self.opened):
+            raise self.PKCS11Error("no token there" if self.gone else "logged in already")
+        self.opened.append(Faked.Session(self))
+        return self.opened[-1]
+
+    class Session:
+        key_type = "ec"
+
+        def __init__(self, token: Faked) -> None:
+            self.token, self.ended, self.closed = token, False, False
+
+        def close(self) -> None:
+            self.closed = True
+
+        def get_key(self, object_class: str, label: str) -> Faked.Session:
+            return self
+
+        def __getitem__(self, attribute: str) -> bytes:
+            form = serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+            return b"\x04A" + self.token.key.public_key().public_bytes(*form)
+
+        def sign(self, digest: bytes, mechanism: str) -> bytes:
+            if self.ended or self.token.gone:
+                raise self.token.PKCS11Error("the session is not valid")
+            made = self.token.key.sign(digest, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
+            return b"".join(one.to_bytes(32, "big") for one in utils.decode_dss_signature(made))
+
+
+@pytest.fixture
+def faked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faked]:
+    made = Faked(ec.generate_private_key(ec.SECP256R1()))
+    monkeypatch.setitem(sys.modules, "pkcs11", made)
+    tokens._sessions.clear()
+    yield made
+    tokens._sessions.clear()
+
+
+def test_a_session_that_its_token_forgot_is_opened_anew(faked: Faked) -> None:
+    key = tokens.find("pkcs11:token=farm;object=leaf?module-path=x.so", PIN)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    way = ec.ECDSA(hashes.SHA256())
+    key.public_key().verify(key.sign(b"data", way), b"data", way)
+    faked.opened[0].ended = True
+    with pytest.raises(Unavailable, match="not valid"):
+        key.sign(b"data", way)
+    key.public_key().verify(key.sign(b"data", way), b"data", way)
+    assert len(faked.opened) == 2
+
+
+def test_a_signer_whose_token_is_gone_is_not_well(faked: Faked, tmp_path: Path) -> None:
+    """Else jobs would be drawn again and again, and never signed."""
+    held = keys.init(tmp_path)
+    key = tokens.find("pkcs11:token=farm;object=leaf?module-path=x.so", PIN)
+    issuer_key, issuers = keyfiles.read_key(tmp_path / "keys" / "issuing.pem", None)
+    leaf = certificates.certificate("leaf", faked.key.public_key(), issuers[0], issuer_key)
+    ring = Keyring(Settings(home=tmp_path, timestamps="off"))
+    chain = "".join(map(keyfiles.pem, [leaf, *issuers]))
+    ring._take(replace(held, leaf=leaf, chain=chain, leaf_key=key))
+    assert ring.signing.sign(MANIFEST, encoded("png"), "image/png").data
+    faked.gone = True
+    assert ring.health()["state"] == "ready", "it has signed a moment ago"
+    for ask in (lambda: ring.signing.sign(MANIFEST, encoded("png"), "image/png"), ring.health, ring.health):
+        with pytest.raises(Fault, match="does not sign") as caught:
+            ask()
+        assert caught.value.cause is Cause.SIGNER_FAILED
+    faked.gone = False
+    assert ring.health()["state"] == "ready"
     ring.close()
 
 
