@@ -1,4 +1,5 @@
-"""What is on a list of illegal pictures leaves the store: the upload it came as, and the picture if one was made.
+"""What is on a list of illegal pictures leaves the store: the upload it came as, the picture if one was made, and what
+was kept of it in quarantine.
 
 The verdict is committed first, so whoever dies in between is followed by another; deleting twice is deleting once. Of
 an upload the row stays, without its file: what others drew from the same picture is judged on by its size and hash. A
@@ -14,7 +15,7 @@ from sqlalchemy import Engine, select, text, update
 from farm.db import reading, transact
 from farm.errors import Fault
 from farm.ports import Stage, Store
-from farm.tables import ARTIFACT, JOB, UPLOAD, VERDICT
+from farm.tables import ARTIFACT, JOB, QUARANTINE, UPLOAD, VERDICT
 
 OVERLAP_S = 600.0  # a verdict is seen only after its commit, which comes later than its time
 ILLEGAL = text("verdict.illegal")  # spelled out, so that either database uses the index of these few
@@ -29,6 +30,11 @@ MADE = (
     .select_from(VERDICT.join(ARTIFACT, ARTIFACT.c.job_id == VERDICT.c.job_id))
     .where(ILLEGAL, VERDICT.c.stage == str(Stage.FRAME), VERDICT.c.subject == ARTIFACT.c.frame_sha256)
 )
+KEPT = (
+    select(QUARANTINE.c.key)
+    .select_from(VERDICT.join(QUARANTINE, QUARANTINE.c.job_id == VERDICT.c.job_id))
+    .where(ILLEGAL, VERDICT.c.stage != str(Stage.PREVIEW))
+)
 
 
 def purge(engine: Engine, store: Store, since: float) -> int:
@@ -36,6 +42,7 @@ def purge(engine: Engine, store: Store, since: float) -> int:
     with reading(engine) as connection:
         uploads = set(connection.execute(UPLOADED.where(VERDICT.c.created_at >= since)).scalars())
         made = set(connection.execute(MADE.where(VERDICT.c.created_at >= since)).scalars())
+        made |= set(connection.execute(KEPT.where(VERDICT.c.created_at >= since)).scalars())
     there = [key for key in sorted(uploads | made) if store.has(key)]
     if uploads:
         gone = update(UPLOAD).where(UPLOAD.c.key.in_(uploads), UPLOAD.c.purged_at.is_(None))

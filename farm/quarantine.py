@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, insert, select
+from sqlalchemy import Connection, Engine, delete, exists, insert, select
 
 from farm import audit
 from farm.db import reading, transact
 from farm.errors import Fault, NotFound
-from farm.ports import Frame, Lease, Signer, Store, Verdict
+from farm.ports import Frame, Lease, Signer, Stage, Store, Verdict
 from farm.tables import POLICY, QUARANTINE, VERDICT
 
 log = logging.getLogger("farm.quarantine")
@@ -99,7 +99,9 @@ def expire(engine: Engine, store: Store, now: float) -> int:
 
 SHOWN: list[Any] = [QUARANTINE.c[name] for name in ("id", "project_id", "job_id", "created_at", "expires_at", "key")]
 SHOWN += [VERDICT.c[name] for name in ("concept", "policy", "subject")]
-KEPT = select(*SHOWN).join(VERDICT, VERDICT.c.id == QUARANTINE.c.verdict_id).order_by(QUARANTINE.c.id)
+MET = VERDICT.alias("met")  # on a list that came in since: it leaves the store
+ILLEGAL = exists().where(MET.c.job_id == QUARANTINE.c.job_id, MET.c.illegal, MET.c.stage != str(Stage.PREVIEW))
+KEPT = select(*SHOWN).join(VERDICT, VERDICT.c.id == QUARANTINE.c.verdict_id).where(~ILLEGAL).order_by(QUARANTINE.c.id)
 
 
 def shown(connection: Connection) -> list[dict[str, Any]]:
@@ -108,7 +110,8 @@ def shown(connection: Connection) -> list[dict[str, Any]]:
 
 def opened(connection: Connection, kept_id: int, person: str, reason: str, now: float) -> dict[str, Any]:
     """What is needed to open one; that it is opened, by whom and why, is on the record before anybody sees it."""
-    row = connection.execute(KEPT.where(QUARANTINE.c.id == kept_id)).mappings().first()
+    kept = KEPT.where(QUARANTINE.c.id == kept_id, QUARANTINE.c.expires_at > now)
+    row = connection.execute(kept).mappings().first()
     if row is None:
         fix = "`farm policy quarantine ls` lists them; is its time over?"
         raise NotFound(f"nothing in quarantine has the id {kept_id}", field="ID", fix=fix)

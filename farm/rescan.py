@@ -27,7 +27,8 @@ from farm.ports import Kept, Outcome, Stage, Verdict
 from farm.tables import ARTIFACT, JOB, UPLOAD, VERDICT
 
 PAGE = 1000
-SEEN = (State.PUBLISHED, State.HELD, State.APPROVED)  # of the others nothing is shown, or a person has said no
+WITHDRAWN = (State.REJECTED, State.UNLISTED)  # those who judge may still look; only an illegal list changes anything
+SEEN = (State.PUBLISHED, State.HELD, State.APPROVED, *WITHDRAWN)  # of the others nothing is shown: see farm.unseen
 GRAVITY = (Outcome.ALLOW, Outcome.REVIEW, Outcome.BLOCK)
 FROM_VERDICT = ("stage", "subject", "encoder", "embedding", "pdq", "reason", "outcome")
 Judge = Callable[[Sequence[Kept]], Sequence[Verdict | Fault]]
@@ -66,7 +67,8 @@ class Judged:
 
     @property
     def flips(self) -> bool:
-        return self.fault is None and self.gravest.outcome is not self.picture.before
+        changed = self.fault is None and self.gravest.outcome is not self.picture.before
+        return changed and (self.gravest.illegal or self.picture.state not in WITHDRAWN)
 
     @property
     def becomes(self) -> State:
@@ -267,5 +269,6 @@ def _judged(pictures: Sequence[Picture], judge: Judge) -> Iterator[Judged]:
         said = [next(answers) for _ in picture.kept]
         fault = next((one for one in said if isinstance(one, Fault)), None)
         verdicts = tuple(one for one in said if isinstance(one, Verdict))
-        goes = bool(verdicts) and Judged(picture, verdicts).becomes is not picture.state
+        known = Judged(picture, verdicts) if verdicts else None
+        goes = known is not None and (known.gravest.illegal or known.becomes is not picture.state)
         yield Judged(picture, fault=fault) if fault and not goes else Judged(picture, verdicts)

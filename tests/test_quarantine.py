@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from farm import audit, quarantine, rules
+from farm import audit, quarantine, rules, unseen
 from farm.cli import _run
 from farm.db import reading, transact
-from farm.errors import Fault
+from farm.errors import Fault, NotFound
 from farm.job import Cause
 from farm.job_queue import NewJob
-from farm.ports import Frame, Outcome, Stage, Verdict
+from farm.ports import Frame, Kept, Outcome, Stage, Verdict
+from farm.purge import purge
 from farm.quarantine import DAY_S, Quarantine, days_of
 from farm.sealed import make_keys, private_path, public_path, read_private, unseal
 from farm.tables import QUARANTINE
@@ -113,6 +114,42 @@ def test_a_file_that_cannot_be_deleted_keeps_no_other(ports: FakePorts, monkeypa
     assert (ports.store.has(second["key"]), rows(ports, QUARANTINE)) == (False, [first])
 
 
+def test_a_list_that_comes_in_later_ends_what_is_kept(ports: FakePorts) -> None:
+    submit(ports, NewJob(line=1, spec=spec()), NewJob(line=2, spec=spec("another")))
+    run(ports)
+    engine, store = ports.queue.engine, ports.store
+    first, second = rows(ports, QUARANTINE)
+    with reading(engine) as connection:
+        listed = {row["job_id"]: row["subject"] for row in quarantine.shown(connection)}[first["job_id"]]
+
+    def judge(some: Sequence[Kept]) -> list[Verdict | Fault]:
+        illegal = {"outcome": Outcome.BLOCK, "illegal": True, "lists": "a list"}
+        allow = [Verdict(one.stage, one.subject, Outcome.ALLOW, rules.hash_of(TEXT), "") for one in some]
+        return [replace(one, **illegal) if one.subject == listed else one for one in allow]  # type: ignore[arg-type]
+
+    with reading(engine) as connection:
+        stands = rules.in_force(connection)
+    assert stands is not None
+    assert [unseen.find(engine, judge, stands, lambda: NOW) for _ in range(2)] == [1, 0]
+    with reading(engine) as connection:
+        assert [row["job_id"] for row in quarantine.shown(connection)] == [second["job_id"]]
+    assert purge(engine, store, 0) == 1
+    assert [store.has(row["key"]) for row in (first, second)] == [False, True]
+
+
+def test_none_is_opened_after_its_time(ports: FakePorts) -> None:
+    submit(ports, NewJob(line=1, spec=spec()))
+    run(ports)
+    (row,) = rows(ports, QUARANTINE)
+
+    def opened(now: float) -> dict[str, Any]:
+        return transact(ports.queue.engine, lambda one: quarantine.opened(one, row["id"], "Ann", "an appeal", now))
+
+    with pytest.raises(NotFound):
+        opened(row["expires_at"])
+    assert opened(NOW)["job_id"] == 1
+
+
 def test_an_operator_opens_one_on_the_record(
     ports: FakePorts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -126,7 +163,8 @@ def test_an_operator_opens_one_on_the_record(
     assert (row["job_id"], row["concept"]) == (1, "kept")
     opened = ["policy", "quarantine", "open", str(row["id"]), "seen.png", "--by", "Ann", "--reason", "an appeal"]
     assert _run([*opened, "--key", "nowhere.pem"]) == 2
-    assert _run(["policy", "quarantine", "open", "99", "seen.png"]) == 1
+    assert _run(["policy", "quarantine", "open", "99", "seen.png", "--reason", "an appeal"]) == 1
+    assert _run(opened[:-2]) == 2, "without a reason"
     audit.seal(ports.queue.engine)
     assert [one for one in audit.read(ports.queue.engine) if one["action"] == "open quarantine"] == []
     assert _run(opened) == 0

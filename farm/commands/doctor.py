@@ -233,7 +233,7 @@ def _policy(settings: Settings) -> tuple[bool, str, str]:
     finally:
         engine.dispose()
     shown = f"{stands.name} ({stands.policy[:12]}), in force by {stands.person}"
-    more = f"; {left:,} that are published or held were judged by another, or by other hash lists" if left else ""
+    more = f"; {left:,} pictures were judged by another, or by other hash lists" if left else ""
     return not left, shown + more, "`farm policy rescan --by NAME` judges them, or says why it cannot"
 
 

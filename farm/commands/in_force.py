@@ -132,10 +132,15 @@ class Bench:
         return self._through(words, None, "")
 
     def settle(self, person: str) -> Tally:
-        """Until nothing is left that another policy has judged, but for what cannot be judged again."""
+        """Until nothing is left that another policy has judged, but for what cannot be judged again. What a list of
+        what nobody may have finds beside them is deleted by the dispatcher."""
+        from farm import unseen
+
         whole = self._through("judging again", self.stands, person)
         while (more := self._through("judging again", self.stands, person)).judged:
             whole.join(more)
+        if gone := unseen.find(self.engine, self.judge, self.stands, time.time):
+            whole.moved["deleted"] += gone
         return whole
 
     def _through(self, words: str, left: tuple[str, str] | None, person: str) -> Tally:

@@ -41,7 +41,7 @@ def open_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, for you alone.")],
     key: Annotated[str, typer.Option(help="The private key, in PEM; left out: the one under the farm's home.")] = "",
     by: Annotated[str, typer.Option(metavar="NAME", help="Who looks; left out: the user of this machine.")] = "",
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    reason: Annotated[str, typer.Option(help="Why, for the record; needed.")] = "",
 ) -> None:
     """Decrypt one into a file, on the record. The picture is signed, and its manifest says that it was blocked."""
     from farm import config, sealed
@@ -55,8 +55,8 @@ def open_(
         raise BadInput(f"no file {path}", field="--key", fix="give the private half of the quarantine's key")
     if file.exists():
         raise BadInput(f"{file} is there already", field="FILE", fix="name a new file")
-    if not person:
-        raise BadInput("who looks?", field="by", fix="give a name")
+    if not person or not reason.strip():
+        raise BadInput("who looks, and why?", field="--reason", fix="say both, for the record")
     private = sealed.read_private(path, passphrase_of(settings))
     with open_database(settings) as engine:
         row = transact(engine, lambda connection: kept.opened(connection, kept_id, person, reason, time.time()))

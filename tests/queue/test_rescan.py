@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 
-from farm import events, rescan, rules
+from farm import events, rescan, rules, unseen
 from farm.access import Access
 from farm.db import transact
 from farm.errors import Conflict, Fault
@@ -126,7 +126,7 @@ def test_a_look_lists_exactly_what_flips_and_changes_nothing(desk: Desk, shown: 
         "held, blocked": ("review", "block", "held"),
         "approved, blocked": ("review", "block", "published"),
     }
-    assert tally.judged == 8
+    assert tally.judged == 9
     assert tally.counts["allow -> review, published -> held"] == 1
     assert tally.counts["review -> block, stays as a person decided"] == 1
     assert flips["published"]["artifact"] == desk.job(shown["published"].job_id)["artifact_id"]
@@ -137,8 +137,8 @@ def test_a_look_lists_exactly_what_flips_and_changes_nothing(desk: Desk, shown: 
 def test_an_activation_moves_exactly_those_and_leaves_a_second_verdict(desk: Desk, shown: dict[str, Lease]) -> None:
     was = {name: desk.state(lease.job_id) for name, lease in shown.items()}
     put(desk, NEW)
-    assert rescan.count(desk.engine, STANDS) == 8
-    assert len(settle(desk, judge_by(new_policy(shown)))) == 8
+    assert rescan.count(desk.engine, STANDS) == 9
+    assert len(settle(desk, judge_by(new_policy(shown)))) == 9
     assert rescan.count(desk.engine, STANDS) == 0
     expected = was | {"published": "held", "unlisted": "unlisted"}
     assert {name: desk.state(lease.job_id) for name, lease in shown.items()} == expected
@@ -175,9 +175,9 @@ def test_broken_off_in_the_middle_it_goes_on_where_it_stopped(
     judge = judge_by(new_policy(shown))
     first = next(rescan.pages(desk.engine, judge, STANDS))
     rescan.settle(desk.engine, first, STANDS, "ann", desk.clock)
-    assert rescan.count(desk.engine, STANDS) == 5
+    assert rescan.count(desk.engine, STANDS) == 6
     assert {one.picture.job_id for one in settle(desk, judge)}.isdisjoint(one.picture.job_id for one in first)
-    assert desk.rows("SELECT count(*) AS n FROM verdict WHERE policy = :new", new=STANDS[0])[0]["n"] == 8
+    assert desk.rows("SELECT count(*) AS n FROM verdict WHERE policy = :new", new=STANDS[0])[0]["n"] == 9
     assert desk.state(shown["unlisted"].job_id) == "unlisted"
 
 
@@ -190,7 +190,7 @@ def test_half_a_page_is_never_there(desk: Desk, shown: dict[str, Lease], monkeyp
     monkeypatch.setattr("farm.audit.append", breaks)
     with pytest.raises(KeyboardInterrupt):
         settle(desk, judge_by(new_policy(shown)))
-    assert rescan.count(desk.engine, STANDS) == 8
+    assert rescan.count(desk.engine, STANDS) == 9
     assert desk.state(shown["published"].job_id) == "published"
 
 
@@ -198,7 +198,7 @@ def test_what_cannot_be_judged_again_stays_and_is_told(desk: Desk, shown: dict[s
     put(desk, NEW)
     judge = judge_by({frame_of(shown["published"]): Fault(Cause.GATE_ERROR, "of another encoder")})
     assert look(desk, judge).unjudged == {"of another encoder": 1}
-    assert len(settle(desk, judge)) == 7
+    assert len(settle(desk, judge)) == 8
     assert rescan.count(desk.engine, STANDS) == 1
     assert desk.state(shown["published"].job_id) == "published"
 
@@ -267,7 +267,27 @@ def test_what_nobody_may_see_leaves_the_reviewers_too(desk: Desk, shown: dict[st
     assert {found[name] for name in ("allowed", "published", "approved")} == {"unlisted"}
     assert {found[name] for name in ("held", "held, allowed", "rejected")} == {"rejected"}
     told = desk.rows("SELECT job_id FROM event WHERE kind = :kind ORDER BY job_id", kind=events.ILLEGAL)
-    assert names_of(shown, [row["job_id"] for row in told]) == shown.keys() - {"blocked", "rejected"}
+    assert names_of(shown, [row["job_id"] for row in told]) == shown.keys() - {"blocked"}
+
+
+def test_what_was_sent_for_a_job_that_ended_is_held_against_the_lists(desk: Desk, tmp_path: Path) -> None:
+    put(desk, OLD)
+    store, access = open_store(f"file://{tmp_path}/store"), Access(desk.engine, desk.clock)
+    keys = [store.put(data) for data in (b"known", b"another")]
+    for key in keys:
+        sent = access.add_upload("ours", "x", key, "image/png", 30, 20, 9)
+        desk.submit(NewJob(line=1, spec=replace(SPEC, edit=True), upload_id=sent))
+        (lease,) = desk.claim()
+        desk.queue.record([(lease, replace(judged(lease, stage=Stage.INPUT), subject=sha(key)))])
+        desk.queue.record([(lease, judged(lease, BLOCK))])
+    put(desk, NEW)
+    judge = judge_by({sha(keys[0]): BLOCK}, illegal=True)
+    with pytest.raises(Conflict, match="another policy"):
+        unseen.find(desk.engine, judge, (rules.hash_of(OLD), ""), desk.clock)
+    assert [unseen.find(desk.engine, judge, STANDS, desk.clock) for _ in range(2)] == [1, 0]
+    assert len(desk.rows("SELECT job_id FROM event WHERE kind = :kind", kind=events.ILLEGAL)) == 1
+    assert purge(desk.engine, store, 0) == 1
+    assert [store.has(key) for key in keys] == [False, True]
 
 
 def test_an_approval_does_not_outlast_a_list_of_what_nobody_may_see(desk: Desk, shown: dict[str, Lease]) -> None:
@@ -311,7 +331,7 @@ def test_a_picture_that_a_person_decides_on_meanwhile_is_looked_at_again(desk: D
     judge = judge_by(new_policy(shown))
     (page,) = rescan.pages(desk.engine, judge, STANDS)
     approve(desk, shown["held"])
-    assert len(rescan.settle(desk.engine, page, STANDS, "ann", desk.clock)) == 7
+    assert len(rescan.settle(desk.engine, page, STANDS, "ann", desk.clock)) == 8
     assert len(settle(desk, judge)) == 1
     assert desk.state(shown["held"].job_id) == "published"
 
@@ -322,10 +342,8 @@ def test_two_rescans_at_once_do_it_once(desk: Desk, shown: dict[str, Lease], ano
     desks = [Desk(another(), desk.clock) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         sure = [one for some in pool.map(lambda one: settle(one, judge), desks) for one in some]
-    assert {one.picture.job_id for one in sure} == {
-        lease.job_id for name, lease in shown.items() if name not in ("blocked", "rejected")
-    }
-    assert desk.rows("SELECT count(*) AS n FROM verdict WHERE policy = :new", new=STANDS[0])[0]["n"] == 8
+    assert {one.picture.job_id for one in sure} == {lease.job_id for name, lease in shown.items() if name != "blocked"}
+    assert desk.rows("SELECT count(*) AS n FROM verdict WHERE policy = :new", new=STANDS[0])[0]["n"] == 9
     assert desk.kinds(shown["unlisted"].job_id).count("unlisted") == 1
 
 

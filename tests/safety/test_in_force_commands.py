@@ -204,7 +204,7 @@ def test_a_list_that_is_imported_later_finds_what_was_published_before(
     digests.write_text(f"{hashes[0]}\n{hashes[1]}")
     assert _run(["policy", "lists", "import", "known", str(digests), "--kind", "sha256", "--replace"]) == 0
     assert "farm policy rescan" in capsys.readouterr().err
-    assert "2 that are published or held" in doctored().detail
+    assert "3 pictures were judged by another" in doctored().detail
     assert answer(capsys, "rescan", "--by", "ann")["moved"] == {"unlisted": 1}
     assert small.states() == ["unlisted", "unlisted", "held", "blocked"]
     assert doctored().ok
