@@ -22,6 +22,7 @@ from farm.job import FORMATS
 from farm.ports import Frame
 
 MAX_RATIO = 16
+ENOUGH = 1 << 26  # pixels: 200 MB
 ACCEPTED = [name.upper() for name in FORMATS]
 
 
@@ -38,22 +39,26 @@ def inspect(data: bytes, max_pixels: int) -> Picture:
 
 
 def decode_stranger(data: bytes, max_pixels: int) -> Frame:
-    (frame,) = _frames(child.run("farm.pictures", ["decode", str(max_pixels), str(len(data))], data))
+    (frame,) = _decoded([data], max_pixels)
     return frame
 
 
 def decode_strangers(files: Sequence[bytes], max_pixels: int) -> list[Frame | BadInput]:
-    """Many of one person in one child. Where that fails, each half in its own, down to the picture that is refused."""
-    sizes = [str(len(data)) for data in files]
+    """The first of many of one person in one child: until they have ENOUGH pixels, and one at least. Where that fails,
+    the first half of them, down to the picture that is refused."""
     try:
-        return [*_frames(child.run("farm.pictures", ["decode", str(max_pixels), *sizes], b"".join(files)))]
+        return [*_decoded(files, max_pixels)]
     except (BadInput, Fault) as error:
         if len(files) == 1 and isinstance(error, BadInput):
             return [error]
         if len(files) < 2:
             raise
-    half = len(files) // 2
-    return decode_strangers(files[:half], max_pixels) + decode_strangers(files[half:], max_pixels)
+    return decode_strangers(files[: len(files) // 2], max_pixels)
+
+
+def _decoded(files: Sequence[bytes], max_pixels: int) -> Iterator[Frame]:
+    limits = [str(max_pixels), str(ENOUGH), *(str(len(data)) for data in files)]
+    return _frames(child.run("farm.pictures", ["decode", *limits], b"".join(files)))
 
 
 def _frames(answer: bytes) -> Iterator[Frame]:
@@ -121,9 +126,13 @@ def main(argv: list[str]) -> None:
         upright = ImageOps.exif_transpose(image)
         print(json.dumps(asdict(Picture(mime, upright.width, upright.height))))
         return
-    for size in argv[2:]:
+    enough, pixels = int(argv[2]), 0
+    for size in argv[3:]:
         frame = to_frame(_open_limited(sys.stdin.buffer.read(int(size)), max_pixels))
         sys.stdout.buffer.write(json.dumps([frame.width, frame.height]).encode() + b"\n" + frame.pixels)
+        pixels += frame.width * frame.height
+        if pixels >= enough:
+            return
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from safety.scoring import Stored, fingerprint_of
 
 NEEDED, FURTHER = ("path", "label"), ("category", "source", "prompt")
 NONE, UNKNOWN = "none", "?"
-AT_ONCE = 64  # pictures in one child
+AT_ONCE = 64  # pictures in one child, at most
 MAX_BYTES = 1 << 27
 
 
@@ -89,28 +89,38 @@ def embedded(rows: Sequence[Row], encoder: Encoder, policy: Policy, max_pixels: 
     """One for each, in order. Pictures are opened in a child, the next ones while these go through the encoder."""
     classifier = open_classifier(policy.classifier, encoder.device) if policy.classifier else None
     fingerprint = fingerprint_of(policy, encoder.fingerprint)
-    chunks = [rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)]
+    chunks = _opened(rows, max_pixels)
     with ThreadPoolExecutor(1) as ahead:
-        opened = [ahead.submit(_open, chunk, max_pixels) for chunk in chunks[:1]]
-        for i, chunk in enumerate(chunks):
-            frames = opened.pop().result()
-            opened = [ahead.submit(_open, chunk, max_pixels) for chunk in chunks[i + 1 : i + 2]]
-            sound = [frame for frame in frames if isinstance(frame, Frame)]
-            encoded = iter(embeddings(encoder, classifier, sound))
-            for row, frame in zip(chunk, frames, strict=True):
-                if isinstance(frame, str):
-                    yield Bad(row.number, "path", f"{row.path}: {frame}")
+        coming = ahead.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = ahead.submit(next, chunks, None)
+            encoded = iter(embeddings(encoder, classifier, [one for _, one in chunk if isinstance(one, Frame)]))
+            for row, one in chunk:
+                if isinstance(one, str):
+                    yield Bad(row.number, "path", f"{row.path}: {one}")
                     continue
-                kept = (frame.sha256, frame.width, frame.height, fingerprint, next(encoded))
-                yield Seen(row, Stored(Stage.FRAME, *kept), is_flat(frame))
+                kept = (one.sha256, one.width, one.height, fingerprint, next(encoded))
+                yield Seen(row, Stored(Stage.FRAME, *kept), is_flat(one))
 
 
-def _open(rows: Sequence[Row], max_pixels: int) -> list[Frame | str]:
-    """What is wrong with a picture stands in its place."""
-    files = [_bytes(row.path) for row in rows]
-    decoded = iter(decode_strangers([file for file in files if isinstance(file, bytes)], max_pixels))
-    found = [file if isinstance(file, str) else next(decoded) for file in files]
-    return [str(one) if isinstance(one, BadInput) else one for one in found]
+def _opened(rows: Sequence[Row], max_pixels: int) -> Iterator[list[tuple[Row, Frame | str]]]:
+    """Some at a time, by the size of files and pictures. What is wrong with a picture stands in its place."""
+    rest, held = iter(rows), list[tuple[Row, bytes | str]]()
+    while True:
+        while len(held) < AT_ONCE and sum(len(file) for _, file in held) < MAX_BYTES and (row := next(rest, None)):
+            held.append((row, _bytes(row.path)))
+        if not held:
+            return
+        files = [file for _, file in held if isinstance(file, bytes)]
+        decoded = iter(decode_strangers(files, max_pixels) if files else ())
+        found: list[tuple[Row, Frame | str]] = []
+        for row, file in held:
+            one = file if isinstance(file, str) else next(decoded, None)
+            if one is None:
+                break
+            found.append((row, str(one) if isinstance(one, BadInput) else one))
+        held = held[len(found) :]
+        yield found
 
 
 def _bytes(path: Path) -> bytes | str:

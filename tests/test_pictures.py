@@ -29,6 +29,17 @@ def test_inspect_names_the_format_not_the_file_name() -> None:
     assert (seen.mime, seen.width, seen.height) == ("image/webp", 20, 30)
 
 
+def test_of_many_pictures_so_many_are_decoded_at_once_as_have_enough_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "ENOUGH", 250)
+    files = [encoded(Image.new("RGB", (10, 10), (shade, 0, 0))) for shade in range(5)]
+    first, rest = (pictures.decode_strangers(some, 10_000) for some in (files, files[3:]))
+    assert [one.pixels[0] for one in (*first, *rest) if isinstance(one, Frame)] == [0, 1, 2, 3, 4]
+    assert len(first) == 3
+    large, bad = encoded(Image.new("RGB", (30, 30))), b"no picture"
+    assert [type(one) for one in pictures.decode_strangers([large, bad], 10_000)] == [Frame]
+    assert [type(one) for one in pictures.decode_strangers([bad, large], 10_000)] == [BadInput]
+
+
 def test_a_jpeg_that_carries_a_second_picture_is_a_jpeg() -> None:
     """As phones write them: Ultra HDR, or both eyes."""
     first, second = Image.new("RGB", (40, 20), "red"), Image.new("RGB", (10, 5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,12 @@ import pytest
 import yaml
 
 from farm.cli import _run
-from safety import figures
+from farm.errors import BadInput
+from farm.ports import Frame
+from safety import figures, labelled
 from safety.calibrate import Budget, Fitted, fit, fit_concept, most_missed
 from safety.clauses import Band
+from safety.gate import ClipGate
 from safety.policy import DEMO, load, parse
 from safety.scoring import Kind, Measure, Scale, sigmoid
 from training import clip_set
@@ -239,6 +243,31 @@ def test_pictures_that_do_not_open_are_named_and_left_out(drawn: Path, tmp_path:
     assert report["pictures"] == 3
     for part in ("line 3: path: ", "cut.png", "not a PNG", "No such file", "3 pictures left out of 6"):
         assert part in done.err
+
+
+def test_however_few_pictures_are_held_at_once_each_is_seen_in_order(
+    drawn: Path, gate: ClipGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, bad = labelled.read(drawn, [concept.name for concept in load().concepts])
+    assert not bad
+    few = [*rows[:3], replace(rows[3], path=drawn.parent / "gone.png"), *rows[4:9]]
+    at_once = list(labelled.embedded(few, gate.encoder(), load(), 10**6))
+    held = []
+    decode = labelled.decode_strangers
+
+    def counted(files: Sequence[bytes], max_pixels: int) -> list[Frame | BadInput]:
+        held.append(len(files))
+        return decode(files, max_pixels)
+
+    monkeypatch.setattr(labelled, "decode_strangers", counted)
+    monkeypatch.setattr("farm.pictures.ENOUGH", 1)
+    monkeypatch.setattr(labelled, "AT_ONCE", 4)
+    one_by_one = list(labelled.embedded(few, gate.encoder(), load(), 10**6))
+    assert [type(one) for one in one_by_one] == [labelled.Seen] * 3 + [labelled.Bad] + [labelled.Seen] * 5
+    for one, other in zip(at_once, one_by_one, strict=True):
+        if isinstance(one, labelled.Seen) and isinstance(other, labelled.Seen):
+            assert (one.row, one.stored.subject, one.flat) == (other.row, other.stored.subject, other.flat)
+    assert (max(held), len(held)) == (4, 8)
 
 
 def test_what_nobody_looked_for_counts_neither_way(drawn: Path, tmp_path: Path, capsys: Capture) -> None:
