@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+from farm import pictures
 from farm.cli import _run
 from farm.errors import BadInput
 from farm.ports import Frame
@@ -253,7 +254,7 @@ def test_however_few_pictures_are_held_at_once_each_is_seen_in_order(
     few = [*rows[:3], replace(rows[3], path=drawn.parent / "gone.png"), *rows[4:9]]
     at_once = list(labelled.embedded(few, gate.encoder(), load(), 10**6))
     held = []
-    decode = labelled.decode_strangers
+    decode = pictures.decode_strangers
 
     def counted(files: Sequence[bytes], max_pixels: int) -> list[Frame | BadInput]:
         held.append(len(files))
