@@ -8,9 +8,10 @@ from __future__ import annotations
 from sqlalchemy import Engine, select
 
 from farm.db import reading
-from farm.tables import ARTIFACT, JOB
+from farm.tables import ARTIFACT, JOB, QUARANTINE
 
 REPLACED = "replaced"  # the job has another file by now: the one with the step of its approval, say
+KEPT = "blocked, kept for an appeal"  # in quarantine, from which somebody opened it
 
 
 def state_of(engine: Engine, sha256: str) -> str | None:
@@ -20,9 +21,10 @@ def state_of(engine: Engine, sha256: str) -> str | None:
         .join(ARTIFACT, ARTIFACT.c.job_id == JOB.c.id)
         .where(ARTIFACT.c.key == sha256)
     )
+    kept = select(QUARANTINE.c.id).where(QUARANTINE.c.signed_sha256 == sha256)
     with reading(engine) as connection:
         found = connection.execute(query).first()
-    if found is None:
-        return None
+        if found is None:
+            return None if connection.execute(kept).first() is None else KEPT
     state, current, id_ = found
     return str(state) if current == id_ else REPLACED

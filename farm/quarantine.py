@@ -66,9 +66,11 @@ class Quarantine:
         if not days:
             return False
         public = read_public(self.public_key)
-        sealed = seal(public, self.signer.sign_blocked(lease, frame).data, about(lease.job_id, verdict.subject))
+        signed = self.signer.sign_blocked(lease, frame).data
+        sealed = seal(public, signed, about(lease.job_id, verdict.subject))
         now, key = self.clock(), hashlib.sha256(sealed).hexdigest()
         row = {"project_id": lease.project_id, "job_id": lease.job_id, "verdict_id": verdict_id, "key": key}
+        row |= {"signed_sha256": hashlib.sha256(signed).hexdigest()}
         row |= {"created_at": now, "expires_at": now + days * DAY_S}
         # The row first: without it nobody would ever delete the file.
         transact(self.engine, lambda connection: connection.execute(insert(QUARANTINE).values(row)))

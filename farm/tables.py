@@ -303,6 +303,7 @@ class Quarantine(SQLModel, table=True):
     job_id: int = Field(sa_column=Column(BIG, index=True, nullable=False))
     verdict_id: int = Field(sa_column=Column(BIG, unique=True, nullable=False))
     key: str  # in the store
+    signed_sha256: str = Field(default="", sa_column=Column(String, nullable=False, server_default=""))  # as it opens
     expires_at: float = Field(index=True)
     created_at: float
 

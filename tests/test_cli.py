@@ -22,6 +22,8 @@ from farm.cli import main
 from farm.commands import doctor, starting
 from farm.config import Settings
 from farm.errors import Conflict, FarmError, Unavailable
+from farm.sealed import private_path
+from farm.supervisor import alone
 
 HEAVY = {"torch", "ray", "transformers", "open_clip", "c2pa"}
 
@@ -191,6 +193,13 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path: Path) -> 
         with pytest.raises(Conflict, match="is taken"):
             starting.prepare(settings)
     assert not settings.home.exists()
+
+
+def test_a_second_start_in_one_home_makes_no_keys(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", port=_free())
+    with alone(settings.home), pytest.raises(Conflict, match="runs in"):
+        starting.prepare(settings)
+    assert not private_path(settings.home).exists()
 
 
 def test_doctor_names_a_fix_for_whatever_is_missing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from farm.db import connect, migrate, transact
 from farm.errors import Fault, Unavailable
 from farm.job import Cause
 from farm.job_queue import JobQueue
+from farm.sealed import make_keys
 from safety.policy import DEMO, load
 
 
@@ -131,6 +132,22 @@ def test_a_policy_of_the_settings_that_is_not_in_force_is_told(tmp_path: Path) -
     assert (found().ok, found(str(DEMO)).ok, found(str(mine)).ok) == (True, True, False)
     assert "in force is demo" in found(str(mine)).detail
     assert "name the policy mine" in found(str(mine)).detail
+
+
+def test_a_policy_that_keeps_what_it_blocks_needs_a_key(tmp_path: Path) -> None:
+    def found() -> doctor.Check:
+        return doctor._run("appeals", doctor.CHECKS["appeals"], Settings(home=tmp_path))
+
+    assert found().ok
+    engine = connect(Settings(home=tmp_path).database_url)
+    migrate(engine)
+    kept = '{"concepts": [{"name": "kept", "pixels": {"quarantine_days": 7}}], "name": "p"}'
+    transact(engine, lambda c: rules.put(c, rules.ACTIVE, kept, "ann", "default", 0.0))
+    engine.dispose()
+    assert not found().ok
+    assert "`farm up` makes one" in found().fix
+    make_keys(tmp_path)
+    assert found().ok
 
 
 def test_what_holds_the_dispatchers_up_is_told_in_detail(tmp_path: Path) -> None:

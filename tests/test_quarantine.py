@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from farm.db import reading, transact
 from farm.errors import Fault, NotFound
 from farm.job import Cause
 from farm.job_queue import NewJob
+from farm.known import state_of
 from farm.ports import Frame, Kept, Outcome, Stage, Verdict
 from farm.purge import purge
 from farm.quarantine import DAY_S, Quarantine, days_of
@@ -169,6 +171,8 @@ def test_an_operator_opens_one_on_the_record(
     assert [one for one in audit.read(ports.queue.engine) if one["action"] == "open quarantine"] == []
     assert _run(opened) == 0
     assert "job 1 that kept blocked; Ann opened it" in capsys.readouterr().err
+    sha256 = hashlib.sha256(Path("seen.png").read_bytes()).hexdigest()
+    assert state_of(ports.queue.engine, sha256) == "blocked, kept for an appeal"
     assert Path("seen.png").read_bytes() == f"1 {row['subject']}".encode()
     assert Path("seen.png").stat().st_mode & 0o077 == 0
     assert _run(opened) == 2, "it is there already"

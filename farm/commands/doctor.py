@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -255,6 +256,19 @@ def _lists(settings: Settings) -> tuple[bool, str, str]:
     return False, never, "`farm policy lists import NAME FILE --kind sha256|pdq`"
 
 
+def _appeals(settings: Settings) -> tuple[bool, str, str]:
+    """Where the policy in force keeps blocked frames, whether there is a key to keep them for."""
+    from farm import rules, sealed
+
+    stands = rules.look(settings.database_url).get(rules.ACTIVE)
+    concepts = json.loads(stands.document).get("concepts") or () if stands else ()
+    if not any(isinstance(one.get("pixels"), dict) for one in concepts):
+        return True, "no policy in force keeps what it blocks", ""
+    path = sealed.chosen(settings)
+    sealed.read_public(path)
+    return True, f"what the policy keeps for appeals is sealed for {path}", ""
+
+
 def _device(settings: Settings) -> tuple[bool, str, str]:
     """Whether what draws has the GPUs that are asked for."""
     asked = list(dict.fromkeys([settings.device, *(pool.device for pool in settings.pools if pool.device)]))
@@ -281,6 +295,7 @@ CHECKS: dict[str, Callable[[Settings], tuple[bool, str, str]]] = {
     "gate": _gate,
     "lists": _lists,
     "policy": _policy,
+    "appeals": _appeals,
     "device": _device,
     "home": _home,
     "disk": _disk,

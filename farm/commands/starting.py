@@ -63,10 +63,9 @@ def prepare(settings: Settings) -> Path:
     default_model(settings, ready_models(settings))
     open_store(settings)  # what cannot be opened at all is told here, not in the log of each child
     make_home(settings)
-    if not settings.quarantine_key:
-        make_keys(settings.home, passphrase_of(settings))
     with alone(settings.home):  # else a second farm would say where its pages are, and then that it cannot run
-        pass
+        if not settings.quarantine_key:
+            make_keys(settings.home, passphrase_of(settings))
     engine = _migrated(settings.database_url)
     path = _first_key(settings, Access(engine))
     engine.dispose()
