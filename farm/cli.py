@@ -76,6 +76,7 @@ def up() -> None:
     from actors import cluster
     from farm import config
     from farm.commands import starting
+    from farm.supervisor import closed_to_others
 
     settings = config.load()
     cluster.foreign_address(settings)  # told here, not in the log of a child that starts again and again
@@ -83,6 +84,7 @@ def up() -> None:
     key = starting.prepare(settings)
     say(f"farm: key in {key}; pages and API at {settings.api_url}; logs in {settings.home / 'log'}")
     threading.Thread(target=starting.announce, args=(settings,), daemon=True).start()
+    closed_to_others()
     raise typer.Exit(starting.supervisor(settings).run())
 
 
@@ -119,8 +121,10 @@ def dispatch(*, unkept: Annotated[bool, typer.Option("--unkept", hidden=True)] =
 @app.command()
 def signer() -> None:
     """Run the signer alone: the one process that holds the keys."""
+    from farm.supervisor import closed_to_others
     from provenance.signer import serve
 
+    closed_to_others()
     serve(_begin())
 
 

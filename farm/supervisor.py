@@ -19,6 +19,7 @@ from farm.errors import Conflict
 
 log = logging.getLogger("farm.supervisor")
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 SETTLED_S = 60.0  # a child that lived this long starts again after the first pause
 KILLED_S = 1.0  # and so does one that another process killed, if it lived this long
@@ -28,11 +29,12 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """One process to keep alive; `env` is added to ours."""
+    """One process to keep alive; `env` is added to ours, of which what begins like one of `without` is left out."""
 
     name: str
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -119,7 +121,7 @@ class Supervisor:
         with self._log(child.name).open("ab") as file:
             return subprocess.Popen(
                 list(child.argv),
-                env=os.environ | dict(child.env),
+                env=environment(child),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -172,6 +174,16 @@ class Supervisor:
     def _stop_signal(self, number: int, frame: object) -> None:
         log.info("%s: stopping", signal.Signals(number).name)
         self.stop()
+
+
+def environment(child: Child) -> dict[str, str]:
+    return {name: said for name, said in os.environ.items() if not name.startswith(child.without)} | dict(child.env)
+
+
+def closed_to_others() -> None:
+    """No other process of this user reads our memory, or what we were started with: the kernel hides under /proc what
+    it may not dump. From root it hides nothing."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def dies_with(parent: int, number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:

@@ -13,6 +13,7 @@ import base64
 import contextlib
 import json
 import math
+import os
 import resource
 import socket
 import subprocess
@@ -35,6 +36,7 @@ from provenance.revoking import NONE_REVOKED, revoke
 FILES_PER_CHILD = 1000
 MAX_ANSWER = 16 << 20
 LIFE_S = 3600  # of processor time, for all files of one child
+SECRET = ("FARM_", "AWS_", "PG")  # a hostile file finds no passphrase and no login in its child
 LIMITS, OVERLOADED = "farm.limits", "farm.overloaded"
 
 
@@ -127,9 +129,11 @@ class LimitedVerifier:
             ours, theirs = socket.socketpair()
             command = [sys.executable, "-m", "provenance.limited", str(self.memory_mb), str(self.seconds)]
             quiet = subprocess.DEVNULL  # whatever the library prints must not look like an answer
+            bare = {name: said for name, said in os.environ.items() if not name.startswith(SECRET)}
             try:
                 with theirs:
-                    self._child = subprocess.Popen(command, stdin=theirs.fileno(), stdout=quiet, stderr=quiet), ours
+                    made = subprocess.Popen(command, env=bare, stdin=theirs.fileno(), stdout=quiet, stderr=quiet)
+                    self._child = made, ours
             except OSError:
                 ours.close()
                 raise

@@ -38,6 +38,7 @@ UP = [sys.executable, "-m", "farm.cli", "up"]
 POLL_S = 0.3
 READY_S = 300.0
 CHILDREN = ("signer", "ray", "api", "dispatch")  # the signer first, because nothing is published without it
+FOR_SIGNER = ("FARM_PASSPHRASE",)  # and the name of its file: none of the others opens a key
 STOP_S = (len(CHILDREN) + 1) * GRACE_S  # they are stopped one after the other
 
 
@@ -99,7 +100,8 @@ def supervisor(settings: Settings) -> Supervisor:
     """Another's Ray cluster is not ours to start."""
     foreign = settings.ray_address or os.environ.get("RAY_ADDRESS")
     names = [name for name in CHILDREN if not (foreign and name == "ray")]
-    return Supervisor(settings.home, [Child(name, argv(name)) for name in names])
+    hidden = {name: () if name == "signer" else FOR_SIGNER for name in names}
+    return Supervisor(settings.home, [Child(name, argv(name), without=hidden[name]) for name in names])
 
 
 def argv(child: str) -> list[str]:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from c2pa import Builder, Reader
 from hypothesis import HealthCheck, given, settings
@@ -322,6 +323,16 @@ def test_what_the_library_finds_and_we_do_not_is_weighed_too(
     monkeypatch.setattr("provenance.signing.manifest_store", lambda _: None)
     found, ingredient = as_parent(data, "image/png", "upload", ours.root)
     assert (found.codes, ingredient) == (("farm.manifest.heavy",), b"")
+
+
+def test_the_child_is_told_no_secret(signed: dict[str, bytes], ours: Keys) -> None:
+    with pytest.MonkeyPatch.context() as patch, LimitedVerifier(ours.root) as verifier:
+        for name in ("FARM_PASSPHRASE", "FARM_DATABASE", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "PLAIN"):
+            patch.setenv(name, "told")
+        assert verifier.verify(signed["png"]).verdict == "Trusted"
+        assert verifier._child is not None
+        found = psutil.Process(verifier._child[0].pid).environ()
+    assert [name for name, said in found.items() if said == "told"] == ["PLAIN"]
 
 
 def test_one_child_serves_many_and_is_replaced_when_it_dies(limited: LimitedVerifier, signed: dict[str, bytes]) -> None:
