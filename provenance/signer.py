@@ -1,4 +1,5 @@
-"""The signer: a process of its own, alone with the keys, behind a Unix socket that only its own user can open.
+"""The signer: a process of its own, alone with the keys, behind a Unix socket that only its own user can open,
+or a group.
 
     POST /sign          job_id attempt owner width height, body: RGB pixels -> the signed file
     POST /sign-preview  the same, of a small picture of a job that is still drawn
@@ -17,6 +18,7 @@ import fcntl
 import logging
 import os
 import socket
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -103,7 +105,8 @@ def serve(settings: Settings) -> None:
 
 @contextmanager
 def listen(path: Path) -> Iterator[socket.socket]:
-    """A socket file that is never open to others, not even for the moment between bind and chmod.
+    """A socket file that is never open to others, not even for the moment between bind and chmod; in a folder with the
+    setgid bit it is open to that folder's group.
 
     The lock beside it goes with the process that holds it, however that ends; then the file left behind is stale.
     """
@@ -115,7 +118,8 @@ def listen(path: Path) -> Iterator[socket.socket]:
         except BlockingIOError as error:
             raise Conflict(f"another signer serves {path}", fix="stop it first, or set FARM_SIGNER") from error
         path.unlink(missing_ok=True)
-        before = os.umask(0o177)
+        shared = path.parent.stat().st_mode & stat.S_ISGID  # whoever made that folder chose whose group may ask
+        before = os.umask(0o117 if shared else 0o177)
         try:
             listener.bind(str(path))
         finally:

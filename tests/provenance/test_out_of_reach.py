@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from farm.cli import _run
 from farm.commands import starting
 from farm.config import Settings
 from farm.supervisor import Supervisor
+from provenance.signer import listen
 from tests.provenance.conftest import open_farm, start_signer
 
 SECRET = "open sesame, said Ali"
@@ -84,6 +86,19 @@ def test_the_signer_alone_is_told_the_passphrase(tmp_path: Path) -> None:
     assert hidden.pop("signer") == ()
     assert set(hidden.values()) == {("FARM_PASSPHRASE",)}
     assert len(hidden) == 3
+
+
+@pytest.mark.parametrize(("folder", "socket"), [(0o700, 0o600), (0o750, 0o600), (0o2750, 0o660)])
+def test_the_socket_is_its_users_or_the_group_s_of_a_setgid_folder(tmp_path: Path, folder: int, socket: int) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    if os.geteuid() == 0:
+        os.chown(place, 0, NOBODY)
+    place.chmod(folder)
+    with listen(place / "signer.sock"):
+        found = (place / "signer.sock").stat()
+        assert stat.S_IMODE(found.st_mode) == socket
+        assert found.st_gid == place.stat().st_gid or socket == 0o600
 
 
 @pytest.mark.parametrize("closed", [True, False])
