@@ -185,7 +185,10 @@ def _settle(
         for one in mine:
             moved.setdefault(str(one.becomes), []).append(one.picture.job_id)
         audit.append(connection, project_id, person, "rescan", f"policy {stands[0]}", now, **moved)
-    return sure
+    told = {picture.job_id for picture, *_ in fresh.values()} | {one.picture.job_id for one in moving}
+    return [
+        one for one in sure if one.picture.job_id in told
+    ]  # else who goes on until nothing is left goes on for ever
 
 
 def _is_as_it_was(job: Row[Any] | None, picture: Picture) -> bool:
