@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Select, exists, func, select
 
-from farm import audit, hash_lists, moves, rules
+from farm import aftermath, audit, hash_lists, moves, rules
 from farm.db import insert_many, reading, transact
 from farm.errors import Conflict, Fault
 from farm.job import State
@@ -180,6 +180,8 @@ def _settle(
         verdict_id = known[_key(verdict_row(one.picture, one.gravest, now))]
         following.append(Move(locked[one.picture.job_id], one.becomes, one.gravest.reason, verdict_id=verdict_id))
     moves.apply(connection, following, now)
+    blocked = {move.job.id for move in following if move.state is State.UNLISTED}
+    aftermath.follow_blocks(connection, blocked, person, aftermath.BLOCKS, now)
     for project_id, mine in groupby(sorted(moving, key=_project), _project):
         moved: dict[str, list[int]] = {}
         for one in mine:

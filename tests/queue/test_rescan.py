@@ -274,6 +274,32 @@ def test_an_approval_does_not_outlast_a_list_of_what_nobody_may_see(desk: Desk, 
     assert not desk.queue.publish_approved(lease.job_id, decision, stored(frame_of(lease), key=sha("approved")))
 
 
+@pytest.mark.parametrize("stage", [Stage.FRAME, Stage.PROMPT])
+def test_what_a_rescan_blocks_is_followed_as_any_block(desk: Desk, stage: Stage) -> None:
+    put(desk, OLD)
+    desk.submit(NewJob(line=1, spec=SPEC), NewJob(line=1, spec=replace(SPEC, seed=2)))
+    first, second = desk.claim()
+    publish(desk, first)
+    publish(desk, second)
+    strict = '{"name": "new", "siblings": "hold"}'
+    put(desk, strict)
+    stands = (rules.hash_of(strict), "")
+
+    def judge(kept: Sequence[Kept]) -> list[Verdict | Fault]:
+        mine = frame_of(first)
+        ours = [one.stage is stage and (one.subject == mine or stage is Stage.PROMPT) for one in kept]
+        ours = [bad and not (stage is Stage.PROMPT and place >= 2) for place, bad in enumerate(ours)]
+        return [
+            Verdict(one.stage, one.subject, BLOCK if bad else ALLOW, stands[0], "e", concept="c")
+            for one, bad in zip(kept, ours, strict=True)
+        ]
+
+    (page,) = rescan.pages(desk.engine, judge, stands)
+    rescan.settle(desk.engine, page, stands, "ann", desk.clock)
+    assert desk.state(first.job_id) == "unlisted"
+    assert desk.state(second.job_id) == ("held" if stage is Stage.FRAME else "published")
+
+
 def test_the_children_of_what_is_withdrawn_follow_it(desk: Desk) -> None:
     put(desk, OLD)
     desk.submit(count=2)
