@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from farm.errors import BadInput
@@ -131,6 +132,6 @@ def parsed(piece: bytes) -> x509.Certificate | None:
         made = x509.load_der_x509_certificate(piece)
         # Some of what is wrong with one shows only when it is read.
         made.subject.rfc4514_string(), made.issuer.rfc4514_string(), made.not_valid_after_utc
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
-        return None
-    return made
+        return made if made.serial_number > 0 else None
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, CryptographyDeprecationWarning):
+        return None  # a warning, where warnings are errors: of what a later release will refuse

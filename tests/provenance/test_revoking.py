@@ -66,6 +66,16 @@ def test_a_certificate_that_cannot_be_read_is_passed_over(signed: tuple[bytes, b
     assert len(certificates.found_in(store[:at] + b"\x03" + store[at + 1 :])) == 1
 
 
+def test_a_certificate_whose_number_is_no_number_of_one_is_passed_over(signed: tuple[bytes, bytes, str]) -> None:
+    store = manifest_store(signed[0]) or b""
+    leaf = certificates.found_in(store)[0]
+    number = leaf.serial_number.to_bytes(20, "big").lstrip(b"\0")
+    at = store.index(number)
+    changed = store[:at] + bytes([number[0] | 0x80]) + store[at + 1 :]
+    assert leaf.serial_number not in [one.serial_number for one in certificates.found_in(changed)]
+    assert len(certificates.found_in(changed)) == len(certificates.found_in(store)) - 1
+
+
 def test_what_a_revoked_certificate_signed_is_invalid(signed: tuple[bytes, bytes, str], tmp_path: Path) -> None:
     made, edited, root = signed
     found = verify_bytes(edited, None, root)
