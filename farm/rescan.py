@@ -188,9 +188,8 @@ def _settle(
             moved.setdefault(str(one.becomes), []).append(one.picture.job_id)
         audit.append(connection, project_id, person, "rescan", f"policy {stands[0]}", now, **moved)
     told = {picture.job_id for picture, *_ in fresh.values()} | {one.picture.job_id for one in moving}
-    return [
-        one for one in sure if one.picture.job_id in told
-    ]  # else who goes on until nothing is left goes on for ever
+    # What is known already is not told again, or who goes on until nothing is left goes on for ever.
+    return [one for one in sure if one.picture.job_id in told]
 
 
 def _is_as_it_was(job: Row[Any] | None, picture: Picture) -> bool:

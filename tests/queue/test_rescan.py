@@ -235,6 +235,35 @@ def test_a_frame_that_cannot_be_judged_goes_with_its_input_once(
     assert settle(desk, judge) == []  # or `farm policy rescan` would never end
 
 
+def test_a_doubt_about_the_prompt_that_is_over_is_told_once(desk: Desk) -> None:
+    put(desk, OLD)
+    desk.submit(count=1)
+    (lease,) = desk.claim()
+    desk.queue.record([(lease, replace(judged(lease, REVIEW, Stage.PROMPT), subject=sha("part")))])
+    publish(desk, lease)
+    assert look(desk, judge_by({})).counts == {"review -> allow, stays held": 1}
+    put(desk, NEW)
+    settle(desk, judge_by({}))
+    assert look(desk, judge_by({})).counts == {}
+
+
+def test_what_was_drawn_from_a_file_that_left_the_store_is_judged_on(desk: Desk, tmp_path: Path) -> None:
+    put(desk, OLD)
+    store, access = open_store(f"file://{tmp_path}/store"), Access(desk.engine, desk.clock)
+    key = store.put(b"a picture")
+    sent = access.add_upload("ours", "x", key, "image/png", 30, 20, 9)
+    desk.submit(*[NewJob(line=line, spec=replace(SPEC, edit=True), upload_id=sent) for line in (1, 2)])
+    first, other = desk.claim()
+    said = replace(judged(first, stage=Stage.INPUT), subject=sha("part"))
+    desk.queue.record([(first, said)])
+    publish(desk, first)
+    desk.queue.record([(other, replace(said, outcome=BLOCK, illegal=True))])
+    assert purge(desk.engine, store, 0) == 1
+    ((one,),) = rescan.pages(desk.engine, judge_by({sha("part"): BLOCK}))
+    found = {kept.stage: kept for kept in one.picture.kept}[Stage.INPUT]
+    assert (found.width, found.height, found.file_sha256) == (30, 20, key)
+
+
 def test_what_nobody_may_see_leaves_the_reviewers_too(desk: Desk, shown: dict[str, Lease]) -> None:
     put(desk, NEW)
     settle(desk, judge_by({frame_of(one): BLOCK for one in shown.values()}, illegal=True))
