@@ -55,6 +55,8 @@ class Keyring:
     def close(self) -> None:
         if self._responder is not None:
             self._responder.close()
+        if self._outside is not None:
+            self._outside.close()
 
     def _load(self) -> None:
         self._seen = keys.stamp_of(self.home)  # before the keys are read: a change in between is seen the next time

@@ -54,6 +54,9 @@ class Outside:
         self.trouble = None
         return reply.content[:MAX_REPLY]
 
+    def close(self) -> None:
+        self._client.close()
+
     def check(self) -> None:
         """If it was down, whether it still is."""
         if self.trouble is not None:
