@@ -146,6 +146,8 @@ def _outlive() -> None:
     """On a lost connection Ray ends a process whose "raylet" is gone: the one named here, or else its parent where that
     is init, as under systemd. This process goes on without Ray, so it names itself."""
     os.environ["RAY_RAYLET_PID"] = str(os.getpid())
+    # A head that dies between our knock and Ray's is tried once, for 40 s; twenty times would take a quarter of an hour.
+    os.environ["RAY_gcs_server_port_wait_time_s"] = "1"
     _read_again()
 
 

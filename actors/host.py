@@ -162,13 +162,15 @@ class Seat:
             raise Fault(Cause.GATE_DOWN, f"no node has {gpus:g} of a GPU for the gate: {fix}") from died
 
     def _replace(self, rules: Rules | None) -> None:
-        """Another one is made ready while others are asked."""
-        self._end()
+        """Another one is made ready while others are asked. Whether Ray is still there is asked first, by the client
+        that raises: of a lost head `_make` would wait for a minute, and then Ray would end this process."""
         try:
-            self._make(self.connection, rules)
+            connection = cluster.connect(self.settings)
+            self._end()
+            self._make(connection, rules)
             self.actor.load.remote()
         except faults.RAISED as error:  # the next call says so
-            self.actor = None
+            self.actor, self.warm = None, False
             log.info("no other gate yet: %s", error)
 
     def _end(self) -> None:

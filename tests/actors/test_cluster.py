@@ -206,7 +206,7 @@ def test_a_lost_head_is_an_outage_and_the_next_one_is_joined(settings: Settings,
         with pytest.raises(Fault) as caught:
             pool.render([request_of("a")], lambda: False)
         assert caught.value.cause is Cause.RAY_GONE
-        until(lambda: said(orphan) == "outlived it")
+        until(lambda: said(orphan) == "outlived it", 90.0)
         again = head(own)
         joined(own)
         (second,) = pool.render([request_of("a")], lambda: False)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from actors import cluster
 from actors.gate import CALL_S, RemoteGate
-from actors.host import METHODS, Host
+from actors.host import METHODS, Host, Seat
 from farm.config import Settings
 from farm.errors import Fault
 from farm.job import Cause
@@ -134,6 +135,21 @@ def test_one_of_two_that_dies_is_replaced_while_the_other_goes_on(settings: Sett
         assert busy.result()[1] != first
     assert pid(two) == busy.result()[1], "rather that one than the one that is made ready"
     assert all(seat.actor is not None for seat in two.seats)
+
+
+def test_of_a_ray_that_is_gone_no_other_gate_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ends a process that has waited a minute for a lost head: the dispatcher, with all that it draws."""
+
+    def gone(_: Settings) -> str:
+        raise Fault(Cause.RAY_GONE, "it does not answer")
+
+    seat = Seat(Settings(home=tmp_path), JUDGE, ["gun"])
+    seat.actor, seat.connection, seat.warm = object(), "a lost one", True
+    monkeypatch.setattr(cluster, "connect", gone)
+    monkeypatch.setattr(Seat, "_make", lambda *_: pytest.fail("it asked Ray"))
+    monkeypatch.setattr(Seat, "_end", lambda _: pytest.fail("it asked Ray"))
+    seat._replace(None)
+    assert (seat.actor, seat.warm) == (None, False)
 
 
 def test_only_named_methods_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
