@@ -22,6 +22,8 @@ DIAL_S = 2.0
 ANSWER_S = 20.0  # of a head that is there, on a busy machine
 BREATH_S = 0.2
 TOKEN_MODE = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+# A head that dies between our knock and Ray's: one try lasts 40 s, and Ray's own twenty a quarter of an hour.
+TRIED_ONCE = {"RAY_gcs_server_port_wait_time_s": "1"}
 _joining = threading.Lock()  # Ray's connection is one per process
 
 
@@ -146,8 +148,7 @@ def _outlive() -> None:
     """On a lost connection Ray ends a process whose "raylet" is gone: the one named here, or else its parent where that
     is init, as under systemd. This process goes on without Ray, so it names itself."""
     os.environ["RAY_RAYLET_PID"] = str(os.getpid())
-    # A head that dies between our knock and Ray's is tried once, for 40 s; twenty times would take a quarter of an hour.
-    os.environ["RAY_gcs_server_port_wait_time_s"] = "1"
+    os.environ |= TRIED_ONCE
     _read_again()
 
 
